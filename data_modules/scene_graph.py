@@ -1,0 +1,96 @@
+"""Plain records of scene graphs, shared by every relation data set, model and metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SceneGraph:
+    """The annotated graph of one image.
+
+    Attributes:
+        image: File name as the annotations spell it.
+        size_wh: Width and height in pixels, or None where no image file was read.
+        boxes_xyxy: float32 `[N, 4]`, one row a node, pixel coordinates whose last row and column belong to the box.
+        labels: int64 `[N]`, 0-based object categories.
+        relations: int64 `[M, 3]`, rows (subject node, predicate, object node); exact duplicates are kept.
+    """
+
+    image: str
+    size_wh: tuple[int, int] | None
+    boxes_xyxy: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    relations: NDArray[np.int64]
+
+    @property
+    def triplets(self) -> NDArray[np.int64]:
+        """int64 `[M, 3]`: (subject category, predicate, object category) of every relation."""
+        subject, predicate, obj = self.relations.T
+        return np.stack([self.labels[subject], predicate, self.labels[obj]], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Detected objects of one image.
+
+    Attributes:
+        boxes_xyxy: float32 `[D, 4]`, pixels, same convention as `SceneGraph.boxes_xyxy`.
+        labels: int64 `[D]`, 0-based object categories.
+        scores: float64 `[D]`, confidences in [0, 1].
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PairPredictions:
+    """The best triplets of every candidate pair of one image.
+
+    Attributes:
+        subject_boxes_xyxy: float32 `[P, 4]`, pixels.
+        object_boxes_xyxy: float32 `[P, 4]`, pixels.
+        triplets: int64 `[P, K, 3]`, 0-based (subject category, predicate, object category), best first within a pair.
+        scores: float64 `[P, K]`, descending along K. Any monotone scale (probability or log); -inf marks an empty slot.
+    """
+
+    subject_boxes_xyxy: NDArray[np.float32]
+    object_boxes_xyxy: NDArray[np.float32]
+    triplets: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RelationBatch:
+    """Several images, their boxes concatenated without padding.
+
+    Attributes:
+        boxes_xyxy: float32 `[N, 4]`, boxes of all images one after another, pixels.
+        labels: int64 `[N]`, 0-based object categories.
+        scores: float64 `[N]`, detection confidences; 1 for annotated boxes.
+        image_index: int64 `[N]`, ascending, the image (0 to B-1) of each box.
+        sizes_wh: float32 `[B, 2]`, image widths and heights in pixels.
+        relations: int64 `[M, 3]`, (subject box, predicate, object box) with indices into the batch's boxes.
+        graphs: The B annotated graphs, for the metrics.
+    """
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+    scores: Tensor
+    image_index: Tensor
+    sizes_wh: Tensor
+    relations: Tensor
+    graphs: tuple[SceneGraph, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> RelationBatch:
+        """Return the batch with its tensors moved as `torch.Tensor.to` moves them."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)

@@ -1,0 +1,176 @@
+"""A small generated world in the layout of the VRD release, file by file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy.io import savemat
+
+from data_modules.errors import DataError
+from data_modules.synthetic.vrd_scenes import Node, Scene, detect, make_scenes, world_names
+
+VERSION = 1  # part of the manifest: raise it when the same parameters give other files
+GIF_STEM = "4392556686_44d71ff5a0_o"  # the release's one GIF, which its annotations call .jpg
+
+
+def write_vrd_world(
+    root: str | Path,
+    seed: int = 0,
+    train_images: int = 300,
+    test_images: int = 100,
+    num_objects: int = 20,
+    num_predicates: int = 12,
+    with_images: bool = True,
+) -> Path:
+    """Write the world under `root` and return that; a complete one of the same parameters is kept as it is.
+
+    The folder appears by one rename, so that no process ever sees half a world. The same parameters give the same
+    bytes (of JPEGs with the same Pillow). Without images the other files are unchanged.
+
+    Raises:
+        DataError: `root` exists and holds anything else.
+        ValueError: A number is outside what the file formats or the five kinds allow.
+    """
+    if not (
+        5 <= num_objects <= 255 and 1 <= num_predicates <= 255 and train_images > 1 and test_images > 1 and seed >= 0
+    ):
+        raise ValueError("a world has 5 to 255 objects, 1 to 255 predicates, 2 or more images a split and a seed >= 0")
+    root = Path(root)
+    manifest = {"generator": "synthetic/vrd", "version": VERSION, "seed": seed, "with_images": with_images}
+    manifest |= {"train_images": train_images, "test_images": test_images}
+    manifest |= {"num_objects": num_objects, "num_predicates": num_predicates}
+    if _is_complete(root, manifest):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.", ignore_cleanup_errors=True) as folder:
+        partial = Path(folder) / "world"
+        train = make_scenes(np.random.default_rng([seed, 0]), train_images, num_objects, num_predicates)
+        test = make_scenes(np.random.default_rng([seed, 1]), test_images, num_objects, num_predicates)
+        train[0] = replace(train[0], image=train[0].image.replace(".jpg", ".png"))
+        test[1] = replace(test[1], image=f"{GIF_STEM}.jpg")
+        _write_annotations(partial / "json_dataset", train, test, num_objects, num_predicates)
+        _write_lu2016(partial / "lu2016", np.random.default_rng([seed, 2]), train, test, num_objects, num_predicates)
+        if with_images:
+            for stream, (split, scenes) in enumerate((("train", train), ("test", test))):
+                images = partial / "sg_dataset" / f"sg_{split}_images"
+                _write_images(images, np.random.default_rng([seed, 3, stream]), scenes)
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        try:
+            partial.rename(root)
+        except OSError:  # another process was faster
+            if not _is_complete(root, manifest):
+                raise
+    return root
+
+
+def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
+    if not root.exists() or not any(root.iterdir()):
+        return False
+    path = root / "manifest.json"
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if found != manifest:
+        raise DataError(f"{root}: holds something else than the world {manifest}; remove it or name another folder")
+    return True
+
+
+def _write_annotations(folder: Path, train: list[Scene], test: list[Scene], objects: int, predicates: int) -> None:
+    def entry(node: Node) -> dict[str, Any]:
+        (x1, y1, x2, y2), label = node
+        return {"category": label, "bbox": [y1, y2, x1, x2]}
+
+    folder.mkdir(parents=True)
+    # The release's JSON lists the test images in another order than its MATLAB files.
+    for split, scenes in (("train", train), ("test", test[::-1])):
+        content = {
+            scene.image: [{"predicate": p, "object": entry(o), "subject": entry(s)} for s, p, o in scene.relations]
+            for scene in scenes
+        }
+        (folder / f"annotations_{split}.json").write_text(json.dumps(content))
+    for name, names in zip(("objects", "predicates"), world_names(objects, predicates), strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(names))
+
+
+def _write_lu2016(
+    folder: Path, rng: np.random.Generator, train: list[Scene], test: list[Scene], objects: int, predicates: int
+) -> None:
+    folder.mkdir(parents=True)
+    counts = Counter((s[1], p, o[1]) for scene in train for s, p, o in scene.relations)
+    table = np.zeros((objects, objects, predicates))
+    for (subject, predicate, other), count in counts.items():
+        table[subject, other, predicate] = count
+    # In one image of 25 nothing is found, from the third on.
+    seen = [detect(rng, replace(s, objects=[]) if i % 25 == 2 else s, objects) for i, s in enumerate(test)]
+    predicted = []
+    for boxes, labels, confidences in seen:  # the commonest predicate of every ordered pair
+        s, o = np.nonzero(~np.eye(len(labels), dtype=bool))
+        best = table[labels[s], labels[o]].argmax(axis=1)
+        scores = confidences[s] * confidences[o] * np.log1p(1 + table[labels[s], labels[o], best])
+        order = np.argsort(-scores, kind="stable")
+        triplets = np.stack([labels[s], best, labels[o]], axis=1)[order] + 1
+        predicted.append((triplets, scores[order, None], boxes[s][order], boxes[o][order]))
+    rows = [[(s[1] + 1, p + 1, o[1] + 1, *s[0], *o[0]) for s, p, o in scene.relations] for scene in test]
+    truth = [np.array(r).reshape(-1, 11) for r in rows]
+    names = world_names(objects, predicates)
+    _save(folder / "objectListN.mat", objectListN=names[0])
+    _save(folder / "relationListN.mat", relationListN=names[1])
+    _save(folder / "imagePath.mat", imagePath=[scene.image for scene in test])
+    _save(
+        folder / "gt.mat",
+        gt_tuple_label=[t[:, :3].astype(np.uint8) for t in truth],
+        gt_sub_bboxes=[t[:, 3:7].astype(np.uint16) for t in truth],
+        gt_obj_bboxes=[t[:, 7:].astype(np.uint16) for t in truth],
+    )
+    _save(
+        folder / "objectDetRCNN.mat",
+        detection_bboxes=[boxes for boxes, _, _ in seen],
+        detection_labels=[(labels + 1)[:, None].astype(np.uint8) for _, labels, _ in seen],
+        detection_confs=[confidences[:, None] for _, _, confidences in seen],
+    )
+    _save(
+        folder / "relationship_det_result.mat",
+        rlp_labels_ours=[t.astype(np.uint8) for t, _, _, _ in predicted],
+        rlp_confs_ours=[c.astype(np.float32) for _, c, _, _ in predicted],
+        sub_bboxes_ours=[b.astype(np.uint16) for _, _, b, _ in predicted],
+        obj_bboxes_ours=[b.astype(np.uint16) for _, _, _, b in predicted],
+    )
+
+
+def _save(path: Path, **variables: list[Any]) -> None:
+    """Save 1 x n cell arrays as MATLAB v5; an empty cell is 0 x 0 uint8, as in the release."""
+    content = {}
+    for name, cells in variables.items():
+        array = np.empty((1, len(cells)), dtype=object)
+        for i, cell in enumerate(cells):
+            array[0, i] = cell if len(cell) else np.zeros((0, 0), dtype=np.uint8)
+        content[name] = array
+    savemat(path, content, do_compression=True)
+    # The first 116 bytes are free text, into which scipy writes the time: the same world must give the same bytes.
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 5.0 MAT-file".ljust(116))
+
+
+def _write_images(folder: Path, rng: np.random.Generator, scenes: list[Scene]) -> None:
+    folder.mkdir(parents=True)
+    palette = np.random.default_rng(0).integers(40, 216, (255, 3))  # a class looks the same in every world
+    for scene in scenes:
+        image = Image.new("RGB", scene.size_wh, tuple(rng.integers(90, 166, 3).tolist()))
+        draw = ImageDraw.Draw(image)
+        for (x1, y1, x2, y2), label in sorted(scene.objects, key=lambda o: -(o[0][2] - o[0][0]) * (o[0][3] - o[0][1])):
+            colour = palette[label] + rng.integers(-25, 26, 3)
+            corners = (x1 - 1, y1 - 1, x2 - 1, y2 - 1)  # Pillow counts from 0
+            draw.rectangle(corners, fill=tuple(colour.tolist()), outline=(20, 20, 20))
+            for step in range(1, 2 + label % 5):  # stripes show the kind
+                y = y1 - 1 + step * (y2 - y1) // (2 + label % 5)
+                draw.line((x1 - 1, y, x2 - 1, y), fill=tuple((colour // 2).tolist()), width=2)
+        path = folder / scene.image
+        if path.stem == GIF_STEM:
+            image.save(path.with_suffix(".gif"))
+        else:
+            image.save(path, quality=85)
