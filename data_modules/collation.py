@@ -28,14 +28,16 @@ class RelationExample:
     size_wh: tuple[float, float]
     relations: NDArray[np.int64]
 
-    def flipped(self) -> RelationExample:
-        """Return the image mirrored left to right.
+    def flipped(self, column_offset: float = 1.0) -> RelationExample:
+        """Return the image mirrored left to right: x becomes W + `column_offset` - x. Twice gives the same boxes again.
 
-        The pixel columns are 1 to W, so that column x becomes W + 1 - x. Mirroring twice gives the same boxes again.
+        Args:
+            column_offset: 1 where pixel columns are counted from 1 to W, as in VRD; -1 where they are counted from 0 to
+                W - 1; 0 where coordinates are those of the columns' edges, from 0 to W.
         """
-        width = np.float32(self.size_wh[0])
-        graph = replace(self.graph, boxes_xyxy=_mirrored(self.graph.boxes_xyxy, width))
-        return replace(self, graph=graph, boxes=replace(self.boxes, boxes_xyxy=_mirrored(self.boxes.boxes_xyxy, width)))
+        columns = np.float32(self.size_wh[0] + column_offset)
+        graph = replace(self.graph, boxes_xyxy=_mirrored(self.graph.boxes_xyxy, columns))
+        return replace(self, graph=graph, boxes=replace(self.boxes, boxes_xyxy=_mirrored(self.boxes.boxes_xyxy, columns)))
 
 
 def collate(examples: Sequence[RelationExample]) -> RelationBatch:
@@ -46,7 +48,7 @@ def collate(examples: Sequence[RelationExample]) -> RelationBatch:
     return RelationBatch(
         boxes_xyxy=torch.from_numpy(np.concatenate([e.boxes.boxes_xyxy for e in examples])),
         labels=torch.from_numpy(np.concatenate([e.boxes.labels for e in examples])),
-        scores=torch.from_numpy(np.concatenate([e.boxes.scores for e in examples]).astype(np.float32)),
+        scores=torch.from_numpy(np.concatenate([e.boxes.scores for e in examples]).astype(np.float64)),
         image_index=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
         sizes_wh=torch.tensor([e.size_wh for e in examples], dtype=torch.float32),
         relations=torch.from_numpy(np.concatenate(relations)),
@@ -54,6 +56,6 @@ def collate(examples: Sequence[RelationExample]) -> RelationBatch:
     )
 
 
-def _mirrored(boxes_xyxy: NDArray[np.float32], width: np.float32) -> NDArray[np.float32]:
+def _mirrored(boxes_xyxy: NDArray[np.float32], columns: np.float32) -> NDArray[np.float32]:
     x1, y1, x2, y2 = boxes_xyxy.T
-    return np.stack([width + 1 - x2, y1, width + 1 - x1, y2], axis=1)
+    return np.stack([columns - x2, y1, columns - x1, y2], axis=1)

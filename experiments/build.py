@@ -166,6 +166,8 @@ def _held_out(world: Config) -> int:
 
 def _evaluation(run: Run, context: Context, data: VRDDataModule) -> Config:
     settings = run.config["evaluation"]
+    if settings.get("pairs") == "gt_relations" and data.proposals != "ground_truth":
+        raise ExperimentError("evaluation.pairs=gt_relations needs annotated boxes: set data.proposals=ground_truth")
     free_k = _chosen_k(run, context.records["choice"]) if "choice" in context.records else 0
     return {
         "pairs": settings.get("pairs", "all"),

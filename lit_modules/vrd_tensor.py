@@ -27,7 +27,7 @@ class TripletTraining(pl.LightningModule):
 
     Args:
         network: Arguments of `TripletNetwork`.
-        reduction: Of the pairs of an image: `sum` or `mean`; images of a batch are averaged.
+        reduction: `mean` over all pairs of the batch, or `sum` over the pairs of an image, averaged over images.
         optimizer: Arguments of `build_optimizer`.
     """
 

@@ -29,7 +29,7 @@ def test_boxes_are_concatenated_and_relations_follow_them() -> None:
     assert [g.image for g in batch.graphs] == ["b", "a", "b", "c"]
     assert batch.graphs[3].relations.tolist() == [[0, 0, 0]]  # those of the image itself
     types = [t.dtype for t in (batch.boxes_xyxy, batch.scores, batch.sizes_wh)]
-    assert types == [torch.float32] * 3
+    assert types == [torch.float32, torch.float64, torch.float32]
     types = [t.dtype for t in (batch.labels, batch.image_index, batch.relations)]
     assert types == [torch.int64] * 3
 

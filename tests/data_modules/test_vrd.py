@@ -111,7 +111,7 @@ def test_detections_are_scored_without_knowing_the_relations(vrd_world: Path) ->
     assert all(b.relations.shape == (0, 3) for b in batches)
     assert sum(len(g.relations) for b in batches for g in b.graphs) > 100
     boxes = np.concatenate([d.boxes_xyxy for d in module.detections])
-    scores = np.concatenate([d.scores for d in module.detections]).astype(np.float32)
+    scores = np.concatenate([d.scores for d in module.detections])
     assert np.array_equal(torch.cat([b.boxes_xyxy for b in batches]).numpy(), boxes)
     assert np.array_equal(torch.cat([b.scores for b in batches]).numpy(), scores)
     first = loadmat(vrd_world / "lu2016" / "objectDetRCNN.mat")["detection_labels"][0, 0]
