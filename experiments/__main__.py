@@ -189,9 +189,10 @@ def _show(table: TableResult, columns: Sequence[str]) -> None:
 
 
 def _run(path: Path, machine: Machine) -> None:
+    run = load(path)
     from experiments.run import execute  # imports torch, which no other command here needs
 
-    execute(load(path), machine)
+    execute(run, machine)
 
 
 if __name__ == "__main__":

@@ -162,14 +162,24 @@ def _steps_done(run: Run, checkpoint: Path) -> int | None:
     """Return the steps that a checkpoint goes on from; None without one, or if older code wrote it."""
     if not checkpoint.exists():
         return None
+    content = read_checkpoint(checkpoint)
+    return int(content["global_step"]) if content["method_versions"] == run.method_versions else None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint, on the CPU.
+
+    Raises:
+        ExperimentError: It is missing or damaged.
+    """
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        return int(content["global_step"]) if content["method_versions"] == run.method_versions else None
-    except Exception as error:  # torch raises many kinds for a damaged file
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, some with advice that is wrong here
         raise ExperimentError(
-            f"{checkpoint}: not a readable checkpoint ({error}); delete it and give the same command again, "
-            "the run then starts from its beginning"
+            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it and give the same command again, "
+            "which then trains this run from its beginning"
         ) from error
+    return content
 
 
 def _peak_memory_mb() -> float:

@@ -117,7 +117,8 @@ class Registry:
         builder = _CellBuilder(self.root / paper, path, entry, profile, override or {}, seeds)
         cells = tuple(builder.cells(printed, kind))
         notes = tuple(f"{'; '.join(dict.fromkeys(rows))}: {said}" for said, rows in builder.notes.items())
-        return TableSpec(paper, kind, name, profile, entry, cells, notes, bool(override) or seeds is not None)
+        changed = {key for key, _ in flatten(nested(override or {}))} - HASHLESS
+        return TableSpec(paper, kind, name, profile, entry, cells, notes, bool(changed) or seeds is not None)
 
 
 class _CellBuilder:

@@ -1,6 +1,7 @@
 """Kill a table's command again and again, and compare what it ends with against an undisturbed run.
 
 Usage: python -m scripts.kill_test [--paper reldn] [--table 8] [--profile paper] [--kills 10] [--seed 0]
+                                    [--undisturbed DIR]
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,20 @@ def start(arguments: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes
     return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
 
 
-def outcome(folder: Path) -> dict[str, Any]:
+def outcome(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all that must not depend on interruptions: the table's bytes, each run's metrics and curves."""
-    found: dict[str, Any] = {p.name: p.read_text() for p in sorted((folder / "results").rglob("table*.csv"))}
-    for path in sorted((folder / "runs").rglob("record.json")):
+    name = f"{arguments.paper}/table{arguments.table}.csv"
+    table = folder / "results" / ("" if arguments.profile == "paper" else arguments.profile) / name
+    found: dict[str, Any] = {name: table.read_text()}
+    for path in sorted((folder / "runs" / arguments.paper).glob("*/record.json")):
         record = json.loads(path.read_text())
         found[record["run"]] = {key: record[key] for key in ("metrics", "curves", "config", "needs")}
     return found
+
+
+def total_duration(folder: Path, paper: str) -> float:
+    """Return the seconds that all runs took together."""
+    return sum(float(json.loads(p.read_text())["duration_s"]) for p in (folder / "runs" / paper).glob("*/record.json"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,18 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="paper")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--undisturbed", type=Path, help="folder with the runs/ and results/ of an undisturbed command")
     arguments = parser.parse_args(argv)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        calm, killed = Path(scratch, "undisturbed"), Path(scratch, "killed")
-        calm.mkdir()
+        calm, killed = arguments.undisturbed or Path(scratch, "undisturbed"), Path(scratch, "killed")
         killed.mkdir()
-        began = time.monotonic()
-        if code := start(arguments, calm).wait():
-            print((calm / "log.txt").read_text()[-2000:])
-            return code
-        duration = time.monotonic() - began
-        print(f"undisturbed: {duration:.0f} s, {len(outcome(calm))} files and records")
+        if arguments.undisturbed is None:
+            calm.mkdir()
+            if code := start(arguments, calm).wait():
+                print((calm / "log.txt").read_text()[-2000:])
+                return code
+        duration = total_duration(calm, arguments.paper) / (os.cpu_count() or 1)
+        print(f"undisturbed: about {duration:.0f} s, {len(outcome(calm, arguments))} files and records")
         kills = 0
         while kills < arguments.kills:
             process = start(arguments, killed)
@@ -73,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code := start(arguments, killed).wait():
             print((killed / "log.txt").read_text()[-2000:])
             return code
-        equal = outcome(calm) == outcome(killed)
+        equal = outcome(calm, arguments) == outcome(killed, arguments)
         print(f"after {kills} kills the table, all metrics and curves are {'equal' if equal else 'DIFFERENT'}")
         return 0 if equal else 1
 
