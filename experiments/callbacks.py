@@ -27,13 +27,14 @@ class SeedEveryStep(pl.Callback):
 class PeriodicCheckpoint(pl.Callback):
     """Saves the whole state every so many seconds and at the end, always to the same file.
 
+    The interval grows to twenty times what saving takes, so that large models don't spend their time on it.
     Never between an epoch's last batch and its end: Lightning resumes such a checkpoint once, but miscounts the epochs
     when the run that went on from it is killed again.
     """
 
     def __init__(self, path: Path, seconds: float, method_versions: dict[str, int]):
         """Take the file, the interval in seconds, and the versions of the code that trains."""
-        self._path, self._seconds, self._last = path, seconds, time.monotonic()
+        self._path, self._seconds, self._due = path, seconds, time.monotonic() + seconds
         self._method_versions = method_versions
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -46,9 +47,11 @@ class PeriodicCheckpoint(pl.Callback):
         self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
-        if time.monotonic() - self._last >= self._seconds:
+        began = time.monotonic()
+        if began >= self._due:
             trainer.save_checkpoint(self._path)
-            self._last = time.monotonic()
+            ended = time.monotonic()
+            self._due = ended + max(self._seconds, 20 * (ended - began))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state."""

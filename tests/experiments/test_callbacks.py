@@ -49,6 +49,24 @@ def test_checkpoints_are_written_when_their_interval_is_over_and_at_the_end(monk
     assert trainer.saved == [Path("last.ckpt")] * 4
 
 
+def test_slow_checkpoints_are_written_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("experiments.callbacks.time.monotonic", lambda: clock.now)
+    trainer: Any = Saver()
+
+    def save_for_three_seconds(path: Path) -> None:
+        trainer.saved.append(path)
+        clock.now += 3.0
+
+    trainer.save_checkpoint = save_for_three_seconds
+    callback = PeriodicCheckpoint(Path("last.ckpt"), 5.0, {})
+    counts = []
+    for clock.now in (105.0, 114.0, 167.0, 168.0, 200.0):
+        callback.on_train_batch_end(trainer)
+        counts.append(len(trainer.saved))
+    assert counts == [1, 1, 1, 2, 2]
+
+
 def test_no_checkpoint_stands_between_an_epoch_s_last_batch_and_its_end() -> None:
     trainer: Any = Saver()
     callback = PeriodicCheckpoint(Path("last.ckpt"), 0.0, {})
