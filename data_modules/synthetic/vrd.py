@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
-from data_modules.errors import DataError
+from data_modules.synthetic.manifest import write_world
 from data_modules.synthetic.vrd_scenes import Node, Scene, detect, make_scenes, world_names
 
 VERSION = 1  # part of the manifest: raise it when the same parameters give other files
@@ -42,42 +41,23 @@ def write_vrd_world(
         5 <= num_objects <= 255 and 1 <= num_predicates <= 255 and train_images > 1 and test_images > 1 and seed >= 0
     ):
         raise ValueError("a world has 5 to 255 objects, 1 to 255 predicates, 2 or more images a split and a seed >= 0")
-    root = Path(root)
     manifest = {"generator": "synthetic/vrd", "version": VERSION, "seed": seed, "with_images": with_images}
     manifest |= {"train_images": train_images, "test_images": test_images}
     manifest |= {"num_objects": num_objects, "num_predicates": num_predicates}
-    if _is_complete(root, manifest):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.", ignore_cleanup_errors=True) as folder:
-        partial = Path(folder) / "world"
+
+    def write(folder: Path) -> None:
         train = make_scenes(np.random.default_rng([seed, 0]), train_images, num_objects, num_predicates)
         test = make_scenes(np.random.default_rng([seed, 1]), test_images, num_objects, num_predicates)
         train[0] = replace(train[0], image=train[0].image.replace(".jpg", ".png"))
         test[1] = replace(test[1], image=f"{GIF_STEM}.jpg")
-        _write_annotations(partial / "json_dataset", train, test, num_objects, num_predicates)
-        _write_lu2016(partial / "lu2016", np.random.default_rng([seed, 2]), train, test, num_objects, num_predicates)
+        _write_annotations(folder / "json_dataset", train, test, num_objects, num_predicates)
+        _write_lu2016(folder / "lu2016", np.random.default_rng([seed, 2]), train, test, num_objects, num_predicates)
         if with_images:
             for stream, (split, scenes) in enumerate((("train", train), ("test", test))):
-                images = partial / "sg_dataset" / f"sg_{split}_images"
+                images = folder / "sg_dataset" / f"sg_{split}_images"
                 _write_images(images, np.random.default_rng([seed, 3, stream]), scenes)
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        try:
-            partial.rename(root)
-        except OSError:  # another process was faster
-            if not _is_complete(root, manifest):
-                raise
-    return root
 
-
-def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
-    if not root.exists() or not any(root.iterdir()):
-        return False
-    path = root / "manifest.json"
-    found = json.loads(path.read_text()) if path.is_file() else None
-    if found != manifest:
-        raise DataError(f"{root}: holds something else than the world {manifest}; remove it or name another folder")
-    return True
+    return write_world(root, manifest, write)
 
 
 def _write_annotations(folder: Path, train: list[Scene], test: list[Scene], objects: int, predicates: int) -> None:
@@ -156,19 +136,25 @@ def _save(path: Path, **variables: list[Any]) -> None:
         file.write(b"MATLAB 5.0 MAT-file".ljust(116))
 
 
+def draw_scene(rng: np.random.Generator, scene: Scene) -> Image.Image:
+    """Draw a scene: a class has its colour and stripes, the same in every world; smaller objects lie in front."""
+    palette = np.random.default_rng(0).integers(40, 216, (255, 3))
+    image = Image.new("RGB", scene.size_wh, tuple(rng.integers(90, 166, 3).tolist()))
+    draw = ImageDraw.Draw(image)
+    for (x1, y1, x2, y2), label in sorted(scene.objects, key=lambda o: -(o[0][2] - o[0][0]) * (o[0][3] - o[0][1])):
+        colour = palette[label] + rng.integers(-25, 26, 3)
+        corners = (x1 - 1, y1 - 1, x2 - 1, y2 - 1)  # Pillow counts from 0
+        draw.rectangle(corners, fill=tuple(colour.tolist()), outline=(20, 20, 20))
+        for step in range(1, 2 + label % 5):  # stripes show the kind
+            y = y1 - 1 + step * (y2 - y1) // (2 + label % 5)
+            draw.line((x1 - 1, y, x2 - 1, y), fill=tuple((colour // 2).tolist()), width=2)
+    return image
+
+
 def _write_images(folder: Path, rng: np.random.Generator, scenes: list[Scene]) -> None:
     folder.mkdir(parents=True)
-    palette = np.random.default_rng(0).integers(40, 216, (255, 3))  # a class looks the same in every world
     for scene in scenes:
-        image = Image.new("RGB", scene.size_wh, tuple(rng.integers(90, 166, 3).tolist()))
-        draw = ImageDraw.Draw(image)
-        for (x1, y1, x2, y2), label in sorted(scene.objects, key=lambda o: -(o[0][2] - o[0][0]) * (o[0][3] - o[0][1])):
-            colour = palette[label] + rng.integers(-25, 26, 3)
-            corners = (x1 - 1, y1 - 1, x2 - 1, y2 - 1)  # Pillow counts from 0
-            draw.rectangle(corners, fill=tuple(colour.tolist()), outline=(20, 20, 20))
-            for step in range(1, 2 + label % 5):  # stripes show the kind
-                y = y1 - 1 + step * (y2 - y1) // (2 + label % 5)
-                draw.line((x1 - 1, y, x2 - 1, y), fill=tuple((colour // 2).tolist()), width=2)
+        image = draw_scene(rng, scene)
         path = folder / scene.image
         if path.stem == GIF_STEM:
             image.save(path.with_suffix(".gif"))
