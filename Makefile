@@ -43,6 +43,12 @@ tables: $(STAMP)  ## regenerate all tables, the overview and the page from the c
 status: $(STAMP)  ## how many runs of each table are done, incomplete or absent
 	$(RUN) status
 
+data-%: $(STAMP)  ## make data-<name>: download, check and lay out one data set under DATA_ROOT
+	$(PY) -m scripts.prepare $*
+
+check-data: $(STAMP)  ## say for each data set: complete, or what is missing and the command that gets it
+	$(PY) -m scripts.prepare check
+
 bench: $(STAMP)  ## measure speed and memory as ratios against reference implementations
 	$(PY) -m scripts.bench
 
@@ -60,4 +66,4 @@ test: $(STAMP)  ## the fast tests: no GPU, no network, no real data
 test-all: $(STAMP)  ## all tests; those on real data where DATA_ROOT has it
 	$(PY) -m pytest
 
-.PHONY: help venv demo tables status bench kill-test lint test test-all
+.PHONY: help venv demo tables status check-data bench kill-test lint test test-all
