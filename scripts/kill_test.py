@@ -34,7 +34,7 @@ def outcome(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {name: table.read_text()}
     for path in sorted((folder / "runs" / arguments.paper).glob("*/record.json")):
         record = json.loads(path.read_text())
-        found[record["run"]] = {key: record[key] for key in ("metrics", "curves", "config", "needs")}
+        found[record["run"]] = {key: record[key] for key in ("metrics", "curves", "needs")}
     return found
 
 
@@ -81,9 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code := start(arguments, killed).wait():
             print((killed / "log.txt").read_text()[-2000:])
             return code
-        equal = outcome(calm, arguments) == outcome(killed, arguments)
-        print(f"after {kills} kills the table, all metrics and curves are {'equal' if equal else 'DIFFERENT'}")
-        return 0 if equal else 1
+        one, other = outcome(calm, arguments), outcome(killed, arguments)
+        different = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        said = f"DIFFERENT: {', '.join(different)}" if different else "equal"
+        print(f"after {kills} kills the table, all metrics and curves are {said}")
+        return 1 if different else 0
 
 
 if __name__ == "__main__":
