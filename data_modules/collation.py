@@ -37,7 +37,9 @@ class RelationExample:
         """
         columns = np.float32(self.size_wh[0] + column_offset)
         graph = replace(self.graph, boxes_xyxy=_mirrored(self.graph.boxes_xyxy, columns))
-        return replace(self, graph=graph, boxes=replace(self.boxes, boxes_xyxy=_mirrored(self.boxes.boxes_xyxy, columns)))
+        return replace(
+            self, graph=graph, boxes=replace(self.boxes, boxes_xyxy=_mirrored(self.boxes.boxes_xyxy, columns))
+        )
 
 
 def collate(examples: Sequence[RelationExample]) -> RelationBatch:

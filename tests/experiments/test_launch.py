@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from experiments.errors import ExperimentError
 from experiments.launch import launch
 from experiments.machine import Machine
 from experiments.runs import Run, RunFactory, in_order
-from scripts import kill_test
+from experiments.store import CHECKPOINT, RECORD
 from tests.experiments.workspace import Workspace, leave, load, smoke_run
 
 ROOT = Path(__file__).parents[2]
@@ -225,23 +228,46 @@ def test_a_failing_worker_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_commands_of_separate_processes_share_the_work(tmp_path: Path, smoke: Workspace) -> None:
-    """As above, with processes of their own and a pool in each."""
+    """As above, with processes that share nothing but the folders."""
     space = Workspace(tmp_path, tmp_path / "generated")
     command = [sys.executable, "-m", "experiments", "table", "reldn", "8", "--profile", "smoke"]
-    environment = os.environ | space.variables
-    processes = [
-        subprocess.Popen([*command, "--workers", workers], cwd=ROOT, env=environment) for workers in ("1", "2")
-    ]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    processes = [subprocess.Popen(command, cwd=ROOT, env=os.environ | space.variables) for _ in range(2)]
+    assert [process.wait(500) for process in processes] == [0, 0]
     spec = load("reldn", "table", "8", "smoke")
     assert space.table_csv(spec) == smoke.table_csv(spec)
 
 
 @pytest.mark.slow
-def test_a_table_s_command_may_be_killed_at_any_moment(capfd: pytest.CaptureFixture[str]) -> None:
-    up_to_date = subprocess.run(["make", "--question", ".venv/.installed"], cwd=ROOT, capture_output=True)
-    if up_to_date.returncode:
-        pytest.skip("needs the virtual environment that `make venv` makes")
-    arguments = ["--paper", "reldn", "--table", "8", "--profile", "smoke", "--kills", "5"]
-    assert kill_test.main(arguments) == 0, capfd.readouterr().out
-    assert "all metrics and curves are equal" in capfd.readouterr().out
+def test_a_table_s_command_may_be_killed_at_any_moment(tmp_path: Path, smoke: Workspace) -> None:
+    """SIGKILL of the whole process group, a random while after it has got on; every step leaves a checkpoint."""
+    space = Workspace(tmp_path, tmp_path / "generated")
+    options = ["--profile", "smoke", "--set", "trainer.checkpoint_seconds=0"]
+    command = [sys.executable, "-m", "experiments", "table", "reldn", "8", *options]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | space.variables, start_new_session=True)
+
+    def left() -> set[tuple[Path, int]]:
+        found = [p for name in (RECORD, CHECKPOINT) for p in space.machine.runs_dir.glob(f"*/*/{name}")]
+        return {(path, path.stat().st_mtime_ns) for path in found}
+
+    draw = random.Random(0)
+    done_when_killed = []
+    for events in (1, 2, 3, 1):
+        process, before = start(), left()
+        while process.poll() is None and len(left() - before) < events:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.1))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            done_when_killed.append(len(space.modified()))
+    spec = load("reldn", "table", "8", "smoke")
+    total = len(in_order(spec.runs))
+    assert len(done_when_killed) >= 3 and any(0 < done < total for done in done_when_killed), done_when_killed
+    assert start().wait(120) == 0
+    assert space.table_csv(spec) == smoke.table_csv(spec)
+    ours, theirs = space.records(), smoke.records()
+    assert len(ours) == total
+    for name, record in ours.items():
+        assert [record[key] for key in ("metrics", "curves")] == [theirs[name][key] for key in ("metrics", "curves")]
