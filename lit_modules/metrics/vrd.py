@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from data_modules.scene_graph import PairPredictions, SceneGraph
+from lit_modules.metrics.triplet_rows import annotated_rows, check_record, ranked_rows
 from lit_modules.metrics.vrd_matching import (
     IOU_THRESHOLD,
     Rule,
@@ -20,7 +21,6 @@ from lit_modules.metrics.vrd_matching import (
     join_triplets,
     match_overlap,
     multi_ranks,
-    shortlist,
 )
 
 Task = Literal["relationship", "phrase", "predicate"]
@@ -50,15 +50,6 @@ class RecallCounts:
     truths: NDArray[np.int64]
     zero_shot_truths: NDArray[np.int64]
     images: NDArray[np.int64]
-
-
-class _Rows(NamedTuple):
-    """Triplets of many images: image `[R]` ascending, boxes float64 `[R, 4]`, triplets and slots int64."""
-
-    image: NDArray[np.int64]
-    triplets: NDArray[np.int64]
-    subject_xyxy: NDArray[np.floating]
-    object_xyxy: NDArray[np.floating]
 
 
 def triplet_set(triplets: Iterable[Sequence[int]] | NDArray[np.int64]) -> frozenset[tuple[int, ...]]:
@@ -103,9 +94,9 @@ def evaluate_dataset(
     if len(predictions) != len(graphs):
         raise ValueError(f"expected one record of predictions per graph, got {len(predictions)} and {len(graphs)}")
     for prediction, graph in zip(predictions, graphs, strict=True):
-        _check_record(prediction, graph.image)
-    truth = _annotated_rows(graphs)
-    predicted, ranks = _ranked_rows(predictions, graphs, ks, max(tops))
+        check_record(prediction, graph.image)
+    truth = annotated_rows(graphs)
+    predicted, ranks, _ = ranked_rows(predictions, graphs, ks, max(tops))
     entry, row = join_triplets(predicted.image, predicted.triplets, truth.image, truth.triplets)
     ends = (predicted.subject_xyxy, predicted.object_xyxy, truth.subject_xyxy, truth.object_xyxy)
     boxes = [end[i].astype(np.float64) for end, i in zip(ends, (entry, entry, row, row), strict=True)]
@@ -224,57 +215,3 @@ class VRDRecall(Metric):
             for m, matching in enumerate(_MATCHINGS)
             for suffix, recall in recalls.items()
         }
-
-
-def _check_record(prediction: PairPredictions, image: str) -> None:
-    """Raise ValueError, naming the image, where a record breaks the contract of `PairPredictions`."""
-    scores = prediction.scores
-    shapes = tuple(getattr(prediction, f.name).shape for f in fields(prediction))
-    pairs, slots = scores.shape if scores.ndim == 2 else (-1, -1)
-    if shapes != ((pairs, 4), (pairs, 4), (pairs, slots, 3), (pairs, slots)):
-        raise ValueError(f"{image}: expected shapes [P, 4], [P, 4], [P, K, 3] and [P, K], got {shapes}")
-    # NaN compares false, so one pass over the columns finds both faults, and only column 0 of a sole slot is left.
-    if not ((scores[:, 1:] <= scores[:, :-1]).all() and (scores[:, :1] == scores[:, :1]).all()):
-        if np.isnan(scores).any():
-            raise ValueError(f"{image}: {np.isnan(scores).sum()} scores are NaN")
-        pair = int(np.flatnonzero((scores[:, 1:] > scores[:, :-1]).any(1))[0])
-        raise ValueError(f"{image}: scores of pair {pair} aren't descending; sort the slots of each pair best first")
-
-
-def _annotated_rows(graphs: Sequence[SceneGraph]) -> _Rows:
-    """Concatenate the annotated relations of all images."""
-    if not graphs:
-        boxes = np.empty((0, 4))
-        return _Rows(np.empty(0, np.int64), np.empty((0, 3), np.int64), boxes, boxes)
-    relations = np.concatenate([g.relations for g in graphs])
-    image = np.repeat(np.arange(len(graphs)), [len(g.relations) for g in graphs])
-    offset = np.cumsum([0, *(len(g.labels) for g in graphs)])[image]
-    labels, boxes = (np.concatenate([getattr(g, name) for g in graphs]) for name in ("labels", "boxes_xyxy"))
-    subject, obj = relations[:, 0] + offset, relations[:, 2] + offset
-    triplets = np.stack([labels[subject], relations[:, 1], labels[obj]], axis=1)
-    return _Rows(image, triplets, boxes[subject], boxes[obj])
-
-
-def _ranked_rows(
-    predictions: Sequence[PairPredictions], graphs: Sequence[SceneGraph], ks: Sequence[int], top: int
-) -> tuple[_Rows, NDArray[np.int64]]:
-    """Concatenate the triplets that are among the `top` best for some k, best first, and their ranks `[len(ks), R]`."""
-    empty = PairPredictions(
-        np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.empty((0, 1, 3), np.int64), np.empty((0, 1))
-    )
-    records = [*predictions, empty]  # so that nothing below is special about no images at all
-    flats, ranks = zip(*(shortlist(p.scores, ks, top) for p in records), strict=True)
-    lengths = [len(flat) for flat in flats]
-    image = np.repeat(np.arange(len(records)), lengths)
-    pair = np.concatenate(flats) // np.repeat([max(p.scores.shape[1], 1) for p in records], lengths)
-    pair += np.cumsum([0, *(len(p.scores) for p in records)])[image]
-    triplets = np.concatenate([p.triplets.reshape(-1, 3)[flat] for p, flat in zip(records, flats, strict=True)])
-    subject, obj = (np.concatenate([getattr(p, f"{end}_boxes_xyxy") for p in records]) for end in ("subject", "object"))
-    rows = _Rows(image, triplets, subject[pair], obj[pair])
-    for fault, bad in (
-        ("non-finite boxes", ~np.isfinite(rows.subject_xyxy + rows.object_xyxy).all(1)),
-        ("negative labels", (rows.triplets < 0).any(1)),
-    ):
-        if bad.any():
-            raise ValueError(f"{graphs[rows.image[bad.argmax()]].image}: predictions have {fault}")
-    return rows, np.concatenate(ranks, axis=1)
