@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from data_modules.image_loading import ImageDataModule, RaggedImages
+from data_modules.image_loading import ImageDataModule, join_images
 from data_modules.image_sources import ArrayImages, ImageSource
 from data_modules.resident import ImageBatch, Preprocessing, ResidentLoader, augmentation_draws
 from data_modules.sampling import ResumableBatchSampler, steps_done
@@ -276,10 +276,9 @@ class _Examples(Dataset[Any]):
         if isinstance(read, Tensor):
             return ImageBatch(self.preprocessing.many(read, draws), labels, index)
         own = [None] * len(read) if draws is None else list(draws)
-        images = [self.preprocessing.one(image, draw) for image, draw in zip(read, own, strict=True)]
-        if self.preprocessing.crop is not None:
-            return ImageBatch(torch.stack(images), labels, index)
-        return ImageBatch(RaggedImages.of(images), labels, index)
+        prepared = [self.preprocessing.one(image, draw) for image, draw in zip(read, own, strict=True)]
+        images = join_images(prepared, self.preprocessing.scale)
+        return ImageBatch(images if self.preprocessing.crop is None else images.stacked(), labels, index)
 
     def _draws(self, seed: int, epoch: int) -> Tensor:
         if self._drawn is None or self._drawn[0] != epoch:

@@ -34,7 +34,8 @@ class COCODataModule(DetectionDataModule):
         pixels: Pixel scale of the network.
         keep_empty_train: Train on images without a training target too (they hold nothing, or crowds only).
         drop_flat_boxes: See `read_instances`.
-        num_workers: Loader processes.
+        image_cache: Folder of the cache of decoded and resized images; None decodes the files in every epoch.
+        num_workers: Loader processes, and threads that fill the cache.
     """
 
     def __init__(
@@ -49,10 +50,21 @@ class COCODataModule(DetectionDataModule):
         pixels: Pixels = "torchvision",
         keep_empty_train: bool = False,
         drop_flat_boxes: bool = False,
+        image_cache: str | Path | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__(
-            root, batch_size, seed, flip, short_side, long_side, pixels, keep_empty_train, num_workers, COCO_REMEDY
+            root,
+            batch_size,
+            seed,
+            flip,
+            short_side,
+            long_side,
+            pixels,
+            keep_empty_train,
+            image_cache,
+            num_workers,
+            COCO_REMEDY,
         )
         check_choice("train_split", train_split, ("valminusminival2014", "train2014", "trainval35k"))
         self.train_split, self.drop_flat_boxes = train_split, drop_flat_boxes

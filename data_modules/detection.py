@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,11 @@ from data_modules.image_loading import (
     PIXEL_SCALES,
     ImageDataModule,
     Pixels,
-    RaggedImages,
     check_choice,
-    decode_rgb,
-    scale_pixels,
+    join_images,
 )
+from data_modules.image_sources import FileImages, Resize, SizedImages, cached
+from data_modules.scene_graph import RaggedImages
 
 Split = Literal["train", "test"]
 
@@ -107,7 +108,7 @@ class DetectionBatch:
 
 @dataclass(frozen=True, slots=True)
 class DetectionItem:
-    """One image ready for the network: its annotations, pixels float32 `[3, h, w]`, and boxes in these pixels."""
+    """One image resized for the network: its annotations, pixels uint8 `[3, h, w]`, and boxes in these pixels."""
 
     example: DetectionExample
     image: Tensor
@@ -115,28 +116,17 @@ class DetectionItem:
 
 
 class DetectionDataset(Dataset[DetectionItem]):
-    """Images resized so that their short side is `short_side`, unless the long one would exceed `long_side`.
+    """Annotated images as a network gets them.
 
     Args:
-        examples: The annotated images.
-        short_side: Wanted short side in pixels.
-        long_side: Greatest long side in pixels.
-        pixels: Name of the pixel scale.
+        examples: The annotations.
+        images: Their images in the same order, resized for the network.
         flip: Append every image mirrored left to right.
         remedy: What to do about a damaged image; ends the error message.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[DetectionExample],
-        short_side: int,
-        long_side: int,
-        pixels: Pixels,
-        flip: bool,
-        remedy: str,
-    ) -> None:
-        self.examples, self.pixels, self.flip, self.remedy = examples, pixels, flip, remedy
-        self.resize = v2.Resize(short_side, max_size=long_side)
+    def __init__(self, examples: Sequence[DetectionExample], images: SizedImages, flip: bool, remedy: str) -> None:
+        self.examples, self.images, self.flip, self.remedy = examples, images, flip, remedy
 
     def __len__(self) -> int:
         return len(self.examples) * (1 + self.flip)
@@ -150,29 +140,30 @@ class DetectionDataset(Dataset[DetectionItem]):
         mirrored, number = divmod(index, len(self.examples))
         example = self.examples[number]
         width, height = example.size_wh
-        image = decode_rgb(example.path, self.remedy)
-        if image.shape[1:] != (height, width):
-            found = f"{image.shape[2]} x {image.shape[1]} pixels, its annotations say {width} x {height}"
+        image, size_wh = self.images.read_sized(number)
+        if size_wh != (width, height):
+            found = f"{size_wh[0]} x {size_wh[1]} pixels, its annotations say {width} x {height}"
             raise DataError(f"{example.path}: the image has {found}; {self.remedy}")
         boxes: Tensor = tv_tensors.BoundingBoxes(
             torch.from_numpy(example.boxes_xyxy), format="XYXY", canvas_size=(height, width)
         )
         if mirrored:
-            image, boxes = v2.functional.horizontal_flip(image), v2.functional.horizontal_flip(boxes)
+            # After resizing, which would round the mirrored image differently.
+            image, boxes = image.flip(2), v2.functional.horizontal_flip(boxes)
             # A copy: from_numpy and numpy() share memory with the record that is kept.
             example = replace(example, boxes_xyxy=boxes.as_subclass(Tensor).numpy().copy())
-        resized, boxes = self.resize(image, boxes)
-        return DetectionItem(example, scale_pixels(resized, self.pixels).as_subclass(Tensor), boxes.as_subclass(Tensor))
+        boxes = v2.functional.resize(boxes, list(image.shape[1:]))
+        return DetectionItem(example, image.as_subclass(Tensor), boxes.as_subclass(Tensor))
 
 
-def collate_detections(items: Sequence[DetectionItem]) -> DetectionBatch:
-    """Join images of different sizes without padding."""
+def collate_detections(items: Sequence[DetectionItem], pixels: Pixels) -> DetectionBatch:
+    """Join images of different sizes without padding, scaled as `pixels` names it."""
     examples = tuple(item.example for item in items)
     counts = [len(e.labels) for e in examples]
     sizes = torch.tensor([e.size_wh for e in examples], dtype=torch.float32)
     resized = torch.tensor([item.image.shape[:0:-1] for item in items], dtype=torch.float32)
     return DetectionBatch(
-        images=RaggedImages.of([item.image for item in items]),
+        images=join_images([item.image for item in items], pixels),
         boxes_xyxy=torch.cat([item.boxes_xyxy for item in items]),
         labels=torch.from_numpy(np.concatenate([e.labels for e in examples])),
         difficult=torch.from_numpy(np.concatenate([e.difficult for e in examples])),
@@ -195,7 +186,8 @@ class DetectionDataModule(ImageDataModule):
         long_side: Greatest long side of resized images in pixels.
         pixels: Pixel scale of the network.
         keep_empty_train: Train on images without a training target too.
-        num_workers: Loader processes.
+        image_cache: Folder of the cache of decoded and resized images; None decodes the files in every epoch.
+        num_workers: Loader processes, and threads that fill the cache.
         remedy: What to do about damaged images; ends error messages.
     """
 
@@ -209,6 +201,7 @@ class DetectionDataModule(ImageDataModule):
         long_side: int,
         pixels: Pixels,
         keep_empty_train: bool,
+        image_cache: str | Path | None,
         num_workers: int,
         remedy: str,
     ) -> None:
@@ -218,6 +211,8 @@ class DetectionDataModule(ImageDataModule):
             raise ValueError(f"short_side={short_side}, long_side={long_side}: expected 0 < short_side <= long_side")
         self.root, self.flip, self.pixels, self.remedy = Path(root), flip, pixels, remedy
         self.short_side, self.long_side, self.keep_empty_train = short_side, long_side, keep_empty_train
+        self.image_cache = image_cache
+        self._collate = partial(collate_detections, pixels=pixels)
         self._examples: dict[Split, list[DetectionExample]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -252,11 +247,11 @@ class DetectionDataModule(ImageDataModule):
     def train_dataloader(self) -> DataLoader[DetectionBatch]:
         """Shuffled training batches from `start_step` on."""
         dataset = self._dataset(self.train_examples, self.flip)
-        return self._train_loader(dataset, len(dataset), collate_detections)
+        return self._train_loader(dataset, len(dataset), self._collate)
 
     def test_dataloader(self) -> DataLoader[DetectionBatch]:
         """Batches of the scored images in their order, all of them in every process."""
-        return self._test_loader(self._dataset(self.test_examples, flip=False), collate_detections)
+        return self._test_loader(self._dataset(self.test_examples, flip=False), self._collate)
 
     def counts(self) -> dict[str, int]:
         """Count images, objects and those of them that are ignored, as they were read, on the sides of `splits`."""
@@ -277,7 +272,11 @@ class DetectionDataModule(ImageDataModule):
         return tuple(split for split in sides if split in self._examples)
 
     def _dataset(self, examples: list[DetectionExample], flip: bool) -> DetectionDataset:
-        return DetectionDataset(examples, self.short_side, self.long_side, self.pixels, flip, self.remedy)
+        names = tuple(str(e.path.relative_to(self.root)) for e in examples)
+        resize = Resize(self.short_side, self.long_side)
+        files = FileImages(self.root, names, self.remedy, resize, decoder="torchvision")
+        images = cached(files, self.image_cache, self.num_workers)
+        return DetectionDataset(examples, images, flip, self.remedy)
 
     def _split(self, split: Split) -> list[DetectionExample]:
         if split not in self._examples:

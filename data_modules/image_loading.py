@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 
 from data_modules.errors import DataError
 from data_modules.sampling import ResumableBatchSampler, steps_done
+from data_modules.scene_graph import RaggedImages
 
-Pixels = Literal["unit", "torchvision", "relnet", "caffenet"]
+Pixels = Literal["unit", "torchvision", "detectron", "relnet", "caffenet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,14 @@ class PixelScale:
     bgr: bool = False
 
 
+_ROWS = 64
+
 PIXEL_SCALES: dict[Pixels, PixelScale] = {
     "unit": PixelScale((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
     # ImageNet statistics of the weights that torchvision distributes.
     "torchvision": PixelScale((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    # Channel means of Detectron and, before it, of the Caffe releases of Faster R-CNN.
+    "detectron": PixelScale((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), bgr=True),
     # Channel means in the configuration that Relation Networks released.
     "relnet": PixelScale((103.06, 115.90, 123.15), (1.0, 1.0, 1.0), bgr=True),
     # Channel means of imagenet_mean.binaryproto, which Caffe distributes with CaffeNet.
@@ -44,17 +48,51 @@ PIXEL_SCALES: dict[Pixels, PixelScale] = {
 }
 
 
-def scale_pixels(image: Tensor, pixels: Pixels) -> Tensor:
-    """Turn RGB uint8 `[3, H, W]` into the float32 `[3, H, W]` that a network wants (see `PIXEL_SCALES`)."""
-    scale = PIXEL_SCALES[pixels]
-    ordered = image.flip(0) if scale.bgr else image
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (scale.mean, scale.std))
-    # In place on the copy that the conversion makes: pixels are walked over once less.
-    return ordered.to(torch.float32, memory_format=torch.contiguous_format, copy=True).sub_(mean).div_(std)
+def scale_pixels(image: Tensor, pixels: Pixels | PixelScale, out: Tensor | None = None) -> Tensor:
+    """Turn RGB uint8 `[3, H, W]` into the float32 `[3, H, W]` that a network wants.
+
+    Args:
+        image: The image.
+        pixels: The pixel scale, or its name in `PIXEL_SCALES`.
+        out: Where to write, float32 `[3, H, W]`; None allocates it.
+    """
+    scale = pixels if isinstance(pixels, PixelScale) else PIXEL_SCALES[pixels]
+    image = image.as_subclass(Tensor).contiguous()
+    scaled = torch.empty(image.shape, dtype=torch.float32) if out is None else out
+    for channel, (mean, std) in enumerate(zip(scale.mean, scale.std, strict=True)):
+        plane = image[2 - channel if scale.bgr else channel]
+        # A strip of rows stays in the processor's cache through all three steps: more than twice as fast.
+        for source, target in zip(plane.split(_ROWS), scaled[channel].split(_ROWS), strict=True):
+            target.copy_(source).sub_(mean).div_(std)
+    return scaled
+
+
+def join_images(images: Sequence[Tensor], pixels: Pixels | PixelScale | None = None) -> RaggedImages:
+    """Join images of one dtype, scaled where `pixels` says how (then they are RGB uint8 `[3, H, W]`).
+
+    In a worker process they are written where the batch will be sent from, which saves a copy.
+    """
+    sizes = [image.numel() for image in images]
+    values = _batch_buffer(sum(sizes), torch.float32 if pixels else images[0].dtype)
+    for image, part in zip(images, values.split(sizes), strict=True):
+        if pixels:
+            scale_pixels(image, pixels, out=part.view(image.shape))
+        else:
+            part.view(image.shape).copy_(image)
+    return RaggedImages(values, tuple(tuple(image.shape) for image in images))
+
+
+def _batch_buffer(size: int, dtype: torch.dtype) -> Tensor:
+    """Return a new tensor `[size]`; of a worker process, in memory that it shares with the main process."""
+    buffer = torch.empty(0, dtype=dtype)
+    if get_worker_info() is None:
+        return buffer.resize_(size)
+    storage = torch.UntypedStorage._new_shared(size * dtype.itemsize)  # as PyTorch's own collation does
+    return buffer.set_(storage, 0, (size,))  # type: ignore[call-overload, no-any-return]
 
 
 def decode_rgb(path: Path, remedy: str) -> tv_tensors.Image:
-    """Decode an image file as RGB uint8 `[3, H, W]`; greyscale ones get three equal channels.
+    """Decode an image file as RGB uint8 `[3, H, W]`; greyscale ones get three equal channels, of a GIF the first frame.
 
     An orientation that a camera noted is ignored, because annotations refer to the pixels as they are stored.
 
@@ -62,11 +100,12 @@ def decode_rgb(path: Path, remedy: str) -> tv_tensors.Image:
         DataError: The file is missing, truncated or no image; `remedy` ends the message.
     """
     try:
-        return tv_tensors.Image(decode_image(str(path), mode=ImageReadMode.RGB))
+        image = decode_image(str(path), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         if not path.is_file():
             raise DataError(f"{path}: no such image; {remedy}") from error
         raise DataError(f"{path}: truncated or damaged image ({error}); {remedy}") from error
+    return tv_tensors.Image(image[0] if image.ndim == 4 else image)
 
 
 def header_size(path: Path, remedy: str) -> tuple[int, int]:
@@ -82,55 +121,6 @@ def header_size(path: Path, remedy: str) -> tuple[int, int]:
         raise DataError(f"{path}: no such image; {remedy}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: not a readable image ({error}); {remedy}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class RaggedImages:
-    """Images or label maps of different sizes, one after another in one flat tensor: one transfer and no padding.
-
-    Attributes:
-        values: `[sum of all sizes]`, every image's elements in row-major order.
-        shapes: The shape of each image, `[C, H, W]` or `[H, W]`.
-    """
-
-    values: Tensor
-    shapes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, images: Sequence[Tensor]) -> RaggedImages:
-        """Join images of one dtype."""
-        plain = [image.as_subclass(Tensor).flatten() for image in images]
-        return cls(torch.cat(plain), tuple(tuple(image.shape) for image in images))
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        parts = self.values.split([int(np.prod(shape)) for shape in self.shapes])
-        return (part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
-
-    def __getitem__(self, index: int) -> Tensor:
-        return list(self)[index]
-
-    def stacked(self) -> Tensor:
-        """Return all images as one view, `[B, C, H, W]` or `[B, H, W]`.
-
-        Raises:
-            ValueError: They differ in size.
-        """
-        if len(set(self.shapes)) != 1:
-            raise ValueError(
-                f"images of {len(set(self.shapes))} sizes can't be stacked: {sorted(set(self.shapes))[:3]}"
-            )
-        return self.values.view(len(self.shapes), *self.shapes[0])
-
-    def to(self, *args: Any, **kwargs: Any) -> RaggedImages:
-        """Return them moved as `torch.Tensor.to` moves them."""
-        return replace(self, values=self.values.to(*args, **kwargs))
-
-    def pin_memory(self) -> RaggedImages:
-        """Return them in page-locked memory, from which copies to a GPU are fast."""
-        return replace(self, values=self.values.pin_memory())
 
 
 class ImageDataModule(pl.LightningDataModule):

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from data_modules.image_loading import PixelScale, RaggedImages
+from data_modules.image_loading import PixelScale
 from data_modules.sampling import ResumableBatchSampler
+from data_modules.scene_graph import RaggedImages
 
 Images = TypeVar("Images", Tensor, RaggedImages)
 # Elements prepared together: on a GPU small batches would each pay for a dozen kernel launches; a CPU likes its cache.
@@ -78,26 +79,26 @@ class Preprocessing:
     flip: bool = True
 
     def one(self, image: Tensor, draw: Tensor | None) -> Tensor:
-        """Prepare an image uint8 `[3, H, W]` by its draw, float64 `[3]`; None prepares it for evaluation.
+        """Crop and mirror an image uint8 `[3, H, W]` by its draw, float64 `[3]`; None prepares it for evaluation.
 
         Returns:
-            float32 `[3, crop, crop]`, or `[3, H, W]` without a crop.
+            uint8 `[3, crop, crop]`, or `[3, H, W]` without a crop; not scaled yet.
         """
         if draw is None:
-            return self._scaled(self._middle(image))
+            return self._middle(image)
         if self.crop is not None:
             image = v2.functional.pad(image, [self.pad])
             top, left = (draw[:2] * (self._spare(image) + 1)).long().tolist()
             image = v2.functional.crop(image, top, left, self.crop, self.crop)
         if self.flip and draw[2] < 0.5:
             image = v2.functional.horizontal_flip(image)
-        return self._scaled(image)
+        return image
 
     def many(self, images: Tensor, draws: Tensor | None) -> Tensor:
         """Prepare images of one size, uint8 `[B, 3, H, W]`, by their draws, float64 `[B, 3]`, on their device.
 
         Returns:
-            float32 `[B, 3, crop, crop]`, or `[B, 3, H, W]` without a crop; each is what `one` makes of it.
+            float32 `[B, 3, crop, crop]`, or `[B, 3, H, W]` without a crop; each is what `one` makes of it, scaled.
         """
         if draws is None:
             images = self._middle(images)

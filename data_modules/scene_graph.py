@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,6 +70,55 @@ class PairPredictions:
 
 
 @dataclass(frozen=True, slots=True)
+class RaggedImages:
+    """Images or label maps of different sizes, one after another in one flat tensor: one transfer and no padding.
+
+    Attributes:
+        values: `[sum of all sizes]`, every image's elements in row-major order.
+        shapes: The shape of each image, `[C, H, W]` or `[H, W]`.
+    """
+
+    values: Tensor
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor]) -> RaggedImages:
+        """Join images of one dtype."""
+        plain = [image.as_subclass(Tensor).flatten() for image in images]
+        return cls(torch.cat(plain), tuple(tuple(image.shape) for image in images))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        parts = self.values.split([int(np.prod(shape)) for shape in self.shapes])
+        return (part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+    def __getitem__(self, index: int) -> Tensor:
+        return list(self)[index]
+
+    def stacked(self) -> Tensor:
+        """Return all images as one view, `[B, C, H, W]` or `[B, H, W]`.
+
+        Raises:
+            ValueError: They differ in size.
+        """
+        if len(set(self.shapes)) != 1:
+            raise ValueError(
+                f"images of {len(set(self.shapes))} sizes can't be stacked: {sorted(set(self.shapes))[:3]}"
+            )
+        return self.values.view(len(self.shapes), *self.shapes[0])
+
+    def to(self, *args: Any, **kwargs: Any) -> RaggedImages:
+        """Return them moved as `torch.Tensor.to` moves them."""
+        return replace(self, values=self.values.to(*args, **kwargs))
+
+    def pin_memory(self) -> RaggedImages:
+        """Return them in page-locked memory, from which copies to a GPU are fast."""
+        return replace(self, values=self.values.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
 class RelationBatch:
     """Several images, their boxes concatenated without padding.
 
@@ -94,3 +145,25 @@ class RelationBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: v.to(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRelationBatch(RelationBatch):
+    """A relation batch with its pixels.
+
+    Attributes:
+        images: B images `[3, h, w]`, uint8 RGB or scaled for a network. Boxes are those of the annotated frame:
+            multiply them by (w, h) / `sizes_wh` to find them in the image.
+    """
+
+    images: RaggedImages
+
+    def to(self, *args: Any, **kwargs: Any) -> ImageRelationBatch:
+        """Return the batch with its tensors moved as `torch.Tensor.to` moves them."""
+        moved = RelationBatch.to(self, *args, **kwargs)  # super() doesn't work in a dataclass with slots
+        assert isinstance(moved, ImageRelationBatch)
+        return replace(moved, images=self.images.to(*args, **kwargs))
+
+    def pin_memory(self) -> ImageRelationBatch:
+        """Return the batch with its pixels in page-locked memory."""
+        return replace(self, images=self.images.pin_memory())

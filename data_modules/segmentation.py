@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from data_modules.errors import DataError
-from data_modules.image_loading import Pixels, RaggedImages, decode_rgb, scale_pixels
+from data_modules.image_loading import Pixels, join_images
+from data_modules.image_sources import SizedImages
 from data_modules.sbd_files import read_sbd_labels
+from data_modules.scene_graph import RaggedImages
 from data_modules.voc_files import VOC_REMEDY, read_label_map
 
 
@@ -60,7 +60,7 @@ class SegmentationBatch:
 
 @dataclass(frozen=True, slots=True)
 class SegmentationItem:
-    """One image, float32 `[3, h, w]`, and its label map, uint8 `[H, W]`."""
+    """One image, uint8 `[3, h, w]`, and its label map, uint8 `[H, W]`."""
 
     example: SegmentationExample
     image: Tensor
@@ -69,20 +69,16 @@ class SegmentationItem:
 
 
 class SegmentationDataset(Dataset[SegmentationItem]):
-    """Images warped to a square of `input_size` pixels (None: left as they are), labels in their own size.
+    """Images as a network gets them, and labels in their own size.
 
     Args:
-        examples: The images.
-        input_size: Side of the square in pixels.
-        pixels: Name of the pixel scale.
+        examples: The images' records.
+        images: The images in the same order, warped for the network or as they are.
         flip: Append every image mirrored left to right.
     """
 
-    def __init__(
-        self, examples: Sequence[SegmentationExample], input_size: int | None, pixels: Pixels, flip: bool
-    ) -> None:
-        self.examples, self.pixels, self.flip = examples, pixels, flip
-        self.warp = v2.Resize((input_size, input_size)) if input_size else v2.Identity()
+    def __init__(self, examples: Sequence[SegmentationExample], images: SizedImages, flip: bool) -> None:
+        self.examples, self.images, self.flip = examples, images, flip
 
     def __len__(self) -> int:
         return len(self.examples) * (1 + self.flip)
@@ -95,19 +91,18 @@ class SegmentationDataset(Dataset[SegmentationItem]):
         """
         mirrored, number = divmod(index, len(self.examples))
         example = self.examples[number]
-        image = decode_rgb(example.path, VOC_REMEDY)
+        image, size_wh = self.images.read_sized(number)
         labels: Tensor | None = None
         if example.label_path:
-            found = read_labels(example.label_path)
-            if found.shape != image.shape[1:]:
-                sizes = f"{found.shape[1]} x {found.shape[0]} pixels, its image {image.shape[2]} x {image.shape[1]}"
+            labels = torch.from_numpy(read_labels(example.label_path))
+            if labels.shape[::-1] != size_wh:
+                sizes = f"{labels.shape[1]} x {labels.shape[0]} pixels, its image {size_wh[0]} x {size_wh[1]}"
                 raise DataError(f"{example.label_path}: the label map has {sizes}; {VOC_REMEDY}")
-            labels = tv_tensors.Mask(torch.from_numpy(found))
         if mirrored:
-            image = v2.functional.horizontal_flip(image)
-            labels = None if labels is None else v2.functional.horizontal_flip(labels)
-        plain = scale_pixels(self.warp(image), self.pixels).as_subclass(Tensor)
-        return SegmentationItem(example, plain, labels, bool(mirrored))
+            # After resizing, which would round the mirrored image differently.
+            image = image.flip(2)
+            labels = None if labels is None else labels.flip(1)
+        return SegmentationItem(example, image.as_subclass(Tensor), labels, bool(mirrored))
 
 
 def read_labels(path: Path) -> NDArray[np.uint8]:
@@ -115,11 +110,11 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
     return read_sbd_labels(path) if path.suffix == ".mat" else read_label_map(path)
 
 
-def collate_segmentation(items: Sequence[SegmentationItem]) -> SegmentationBatch:
-    """Join images and label maps of different sizes without padding."""
+def collate_segmentation(items: Sequence[SegmentationItem], pixels: Pixels) -> SegmentationBatch:
+    """Join images, scaled as `pixels` names it, and label maps, both of different sizes, without padding."""
     labels = [item.labels for item in items if item.labels is not None]
     return SegmentationBatch(
-        images=RaggedImages.of([item.image for item in items]),
+        images=join_images([item.image for item in items], pixels),
         labels=RaggedImages.of(labels) if labels else None,
         examples=tuple(item.example for item in items),
         mirrored=tuple(item.mirrored for item in items),

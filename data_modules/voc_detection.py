@@ -36,7 +36,8 @@ class VOCDetectionDataModule(DetectionDataModule):
         long_side: Greatest long side of resized images in pixels.
         pixels: Pixel scale of the network.
         keep_empty_train: Train on images without a training target too (all their objects are difficult).
-        num_workers: Loader processes.
+        image_cache: Folder of the cache of decoded and resized images; None decodes the files in every epoch.
+        num_workers: Loader processes, and threads that fill the cache.
 
     Raises:
         ValueError: An argument is unknown, or val is to be scored while it is trained on.
@@ -55,10 +56,21 @@ class VOCDetectionDataModule(DetectionDataModule):
         long_side: int = 1000,
         pixels: Pixels = "torchvision",
         keep_empty_train: bool = False,
+        image_cache: str | Path | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__(
-            root, batch_size, seed, flip, short_side, long_side, pixels, keep_empty_train, num_workers, VOC_REMEDY
+            root,
+            batch_size,
+            seed,
+            flip,
+            short_side,
+            long_side,
+            pixels,
+            keep_empty_train,
+            image_cache,
+            num_workers,
+            VOC_REMEDY,
         )
         check_choice("train_split", train_split, ("trainval", "train"))
         check_choice("eval_split", eval_split, ("test", "val"))

@@ -154,9 +154,9 @@ def checked_labels(labels: NDArray[np.uint8], path: Path, remedy: str) -> NDArra
     Raises:
         DataError: An id is illegal; the message names it and a pixel.
     """
-    counts = np.bincount(labels.ravel(), minlength=VOID + 1)
-    illegal = np.flatnonzero(counts[NUM_LABELS:VOID]) + NUM_LABELS
-    if len(illegal):
+    is_illegal = (labels >= NUM_LABELS) & (labels != VOID)
+    if is_illegal.any():
+        illegal = np.unique(labels[is_illegal])
         row, column = np.argwhere(labels == illegal[0])[0]
         found = f"illegal ids {illegal[:5].tolist()}, first at row {row}, column {column}; expected 0 to 20 or 255"
         raise DataError(f"{path}: {found}; {remedy}")

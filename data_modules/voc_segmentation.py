@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from data_modules.detection import Split
 from data_modules.errors import DataError
 from data_modules.image_loading import PIXEL_SCALES, ImageDataModule, Pixels, check_choice, describe_file
+from data_modules.image_sources import FileImages, Warp, cached
 from data_modules.sbd_files import SBD_REMEDY, read_sbd_ids
 from data_modules.segmentation import SegmentationBatch, SegmentationDataset, SegmentationExample, collate_segmentation
 from data_modules.voc_files import VOC_CLASSES, VOC_REMEDY, read_ids
@@ -46,7 +48,8 @@ class VOCSegmentationDataModule(ImageDataModule):
         flip: Double the training images by mirrored ones.
         pixels: Pixel scale of the network.
         sbd_labels: SBD's .mat files, the PNG folder, or the first of these that is there.
-        num_workers: Loader processes.
+        image_cache: Folder of the cache of decoded and warped images; None decodes the files in every epoch.
+        num_workers: Loader processes, and threads that fill the cache.
 
     Raises:
         ValueError: An argument is unknown, or val is to be scored while it is trained on.
@@ -66,6 +69,7 @@ class VOCSegmentationDataModule(ImageDataModule):
         flip: bool = True,
         pixels: Pixels = "caffenet",
         sbd_labels: Literal["auto", "mat", "png"] = "auto",
+        image_cache: str | Path | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
@@ -79,11 +83,13 @@ class VOCSegmentationDataModule(ImageDataModule):
             raise ValueError("eval_split='fold' scores the fold that is left out: name it with fold=")
         if eval_split == "val" and train_pool == "trainval_sbd":
             raise ValueError("train_pool='trainval_sbd' holds val images: score each fold of it with eval_split='fold'")
-        self.year = Path(root) / "VOCdevkit" / "VOC2012"
-        self.sbd = Path(root) / "benchmark_RELEASE" / "dataset"
+        self.root, self.image_cache = Path(root), image_cache
+        self.year = self.root / "VOCdevkit" / "VOC2012"
+        self.sbd = self.root / "benchmark_RELEASE" / "dataset"
         self.train_pool, self.eval_split, self.sbd_labels = train_pool, eval_split, sbd_labels
         self.fold, self.num_folds, self.fold_seed = fold, num_folds, fold_seed
         self.input_size, self.flip, self.pixels = input_size, flip, pixels
+        self._collate = partial(collate_segmentation, pixels=pixels)
         self._files: dict[str, Path] = {}
         self._pool_is_official = True
         self._examples: dict[Split, list[SegmentationExample]] = {}
@@ -119,13 +125,12 @@ class VOCSegmentationDataModule(ImageDataModule):
 
     def train_dataloader(self) -> DataLoader[SegmentationBatch]:
         """Shuffled training batches from `start_step` on."""
-        dataset = SegmentationDataset(self.train_examples, self.input_size, self.pixels, self.flip)
-        return self._train_loader(dataset, len(dataset), collate_segmentation)
+        dataset = self._dataset(self.train_examples, self.flip)
+        return self._train_loader(dataset, len(dataset), self._collate)
 
     def test_dataloader(self) -> DataLoader[SegmentationBatch]:
         """Batches of the scored images in their order, all of them in every process."""
-        dataset = SegmentationDataset(self.test_examples, self.input_size, self.pixels, flip=False)
-        return self._test_loader(dataset, collate_segmentation)
+        return self._test_loader(self._dataset(self.test_examples, flip=False), self._collate)
 
     def predict_dataloader(self) -> DataLoader[SegmentationBatch]:
         """The same as `test_dataloader`."""
@@ -155,6 +160,13 @@ class VOCSegmentationDataModule(ImageDataModule):
             "counts": counts,
             "leaks_val": "train" in self._examples and self.train_pool == "trainval_sbd",
         }
+
+    def _dataset(self, examples: list[SegmentationExample], flip: bool) -> SegmentationDataset:
+        names = tuple(str(e.path.relative_to(self.root)) for e in examples)
+        warp = Warp((self.input_size, self.input_size)) if self.input_size else None
+        files = FileImages(self.root, names, VOC_REMEDY, warp, decoder="torchvision")
+        images = cached(files, self.image_cache, self.num_workers)
+        return SegmentationDataset(examples, images, flip)
 
     def _side(self, side: Split) -> list[SegmentationExample]:
         if side not in self._examples:

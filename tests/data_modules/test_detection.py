@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from data_modules.detection import DetectionDataset, DetectionExample
+from data_modules.image_sources import FileImages, Resize
 
 
 def test_mirrored_images_have_mirrored_boxes(tmp_path: Path) -> None:
@@ -25,12 +26,14 @@ def test_mirrored_images_have_mirrored_boxes(tmp_path: Path) -> None:
         crowd=np.array([False]),
     )
     for short_side in (60, 180):
-        dataset = DetectionDataset([example], short_side, 1000, "unit", flip=True, remedy="")
+        files = FileImages(tmp_path, ("a.png",), "", Resize(short_side, 1000), decoder="torchvision")
+        dataset = DetectionDataset([example], files, flip=True, remedy="")
         assert len(dataset) == 2
         plain, mirrored = dataset[0], dataset[1]
         for item in (plain, mirrored):
             x1, y1, x2, y2 = item.boxes_xyxy[0].long().tolist()
-            red = item.image[0]
+            assert item.image.dtype == torch.uint8
+            red = item.image[0] / 255
             assert red[y1:y2, x1:x2].mean() > 0.93
             assert red.sum() == pytest.approx(float(red[y1:y2, x1:x2].sum()), rel=0.08)
         assert torch.equal(mirrored.image, plain.image.flip(2))

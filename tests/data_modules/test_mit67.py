@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data_modules.errors import DataError
-from data_modules.image_loading import RaggedImages
 from data_modules.mit67 import OFFICIAL_SHA256, MIT67DataModule, read_lists
+from data_modules.scene_graph import RaggedImages
 from data_modules.synthetic.mit67 import write_mit67_world
 
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
@@ -76,8 +76,9 @@ def test_the_evaluated_pixels_are_the_files(world: Path, size: Any) -> None:
     (batch,) = make(world, size=size, batch_size=12).test_dataloader()
     steps = [v2.Resize(256), v2.CenterCrop(224)] if size == "crop224" else [v2.Resize(600, max_size=1000)]
     for name, image, label in zip(names, batch.images, batch.labels, strict=True):
-        raw = v2.Compose(steps)(Image.open(world / "Images" / name).convert("RGB"))
-        expected = (np.asarray(raw).transpose(2, 0, 1) - MEAN[:, None, None]) / STD[:, None, None]
+        pixels = np.array(Image.open(world / "Images" / name).convert("RGB"))
+        raw = v2.Compose(steps)(torch.from_numpy(pixels).permute(2, 0, 1))
+        expected = (raw.numpy() - MEAN[:, None, None]) / STD[:, None, None]
         np.testing.assert_allclose(image.numpy(), expected, atol=1e-5)
         assert label == classes.index(name.split("/")[0])
 

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_modules.image_loading import PixelScale, RaggedImages
+from data_modules.image_loading import PixelScale, scale_pixels
 from data_modules.resident import ImageBatch, Preprocessing, ResidentLoader, augmentation_draws
 from data_modules.sampling import ResumableBatchSampler
+from data_modules.scene_graph import RaggedImages
 
 SCALE = PixelScale((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 BGR = PixelScale((103.06, 115.90, 123.15), (1.0, 2.0, 3.0), bgr=True)
@@ -20,6 +21,10 @@ BGR = PixelScale((103.06, 115.90, 123.15), (1.0, 2.0, 3.0), bgr=True)
 def random_images(count: int = 12, height: int = 32, width: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def one(preprocessing: Preprocessing, image: Tensor, draw: Tensor | None) -> Tensor:
+    return scale_pixels(preprocessing.one(image, draw), preprocessing.scale)
 
 
 def prepared(
@@ -53,7 +58,7 @@ def test_augmentation_equals_a_loop_over_pixels(pad: int, crop: int, flip: bool)
     for image, draw, result in zip(images, draws, together, strict=True):
         expected = prepared(image.numpy(), draw.tolist(), pad, crop, flip)
         np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
-        assert torch.equal(preprocessing.one(image, draw), result)
+        assert torch.equal(one(preprocessing, image, draw), result)
 
 
 @pytest.mark.parametrize("crop", [None, 20, 21])
@@ -62,7 +67,7 @@ def test_evaluation_takes_the_middle_and_never_mirrors(crop: int | None) -> None
     preprocessing = Preprocessing(SCALE, crop=crop, pad=4)
     together = preprocessing.many(images, None)
     for image, result in zip(images, together, strict=True):
-        assert torch.equal(preprocessing.one(image, None), result)
+        assert torch.equal(one(preprocessing, image, None), result)
         if crop is not None:
             np.testing.assert_allclose(result.numpy(), prepared(image.numpy(), None, 0, crop, False), atol=1e-5)
         else:
@@ -76,13 +81,13 @@ def test_without_a_crop_images_are_only_mirrored() -> None:
     for i in range(8):
         mirrored = draws[i, 2] < 0.5
         assert torch.equal(augmented[i], plain[i].flip(2) if mirrored else plain[i])
-        assert torch.equal(augmented[i], preprocessing.one(images[i], draws[i]))
+        assert torch.equal(augmented[i], one(preprocessing, images[i], draws[i]))
     assert torch.equal(Preprocessing(SCALE, flip=False).many(images, draws), plain)
 
 
 def test_channels_are_scaled_in_the_network_s_order() -> None:
     image = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1)
-    result = Preprocessing(BGR).one(image, None).flatten().tolist()
+    result = one(Preprocessing(BGR), image, None).flatten().tolist()
     assert result == pytest.approx([(30 - 103.06) / 1, (20 - 115.90) / 2, (10 - 123.15) / 3], rel=1e-6)
     assert Preprocessing(BGR).many(image[None], None).flatten().tolist() == result
 
