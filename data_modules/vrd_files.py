@@ -7,7 +7,6 @@ All boxes of the release are pixel coordinates counted from 1 whose last row and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from data_modules.errors import DataError
+from data_modules.json_files import read_json, read_name_list
 from data_modules.scene_graph import Detections, PairPredictions, SceneGraph
 
 JSON_REMEDY = "re-extract json_dataset.zip and compare its checksum"
@@ -37,12 +37,7 @@ def read_names(path: Path) -> list[str]:
     Raises:
         DataError: The file is missing, isn't JSON, or isn't a list of distinct names.
     """
-    names = _read_json(path)
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise DataError(f"{path}: expected a list of names, found {str(names)[:60]}; {JSON_REMEDY}")
-    if len(set(names)) != len(names):
-        raise DataError(f"{path}: {len(names) - len(set(names))} names occur twice; {JSON_REMEDY}")
-    return names
+    return read_name_list(path, JSON_REMEDY)
 
 
 def read_annotations(path: Path, num_objects: int, num_predicates: int) -> dict[str, SceneGraph]:
@@ -55,7 +50,7 @@ def read_annotations(path: Path, num_objects: int, num_predicates: int) -> dict[
         DataError: The file is missing or isn't JSON, a field is missing or of another type, a label is outside the
             name lists, or a box is inverted or starts below 0. The message names image, relation and field.
     """
-    content = _read_json(path)
+    content = read_json(path, JSON_REMEDY)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dictionary from image names to relations; {JSON_REMEDY}")
     graphs = {}
@@ -214,15 +209,6 @@ def _graph(image: str, rows: Iterable[tuple[Node, int, Node]]) -> SceneGraph:
     boxes = np.array([node[:4] for node in nodes], dtype=np.float32).reshape(-1, 4)
     labels = np.array([node[4] for node in nodes], dtype=np.int64)
     return SceneGraph(image, None, boxes, labels, np.array(relations, dtype=np.int64).reshape(-1, 3))
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {JSON_REMEDY}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what undecodable bytes raise
-        raise DataError(f"{path}: not valid JSON ({error}); {JSON_REMEDY}") from error
 
 
 def _fail(where: tuple[Path, str, int], field: str, what: str) -> NoReturn:

@@ -29,7 +29,17 @@ TRIES = 8  # places tried for one object before it is left out
 
 
 @dataclass(frozen=True, slots=True)
-class ShapeKnobs:
+class Knobs:
+    """How hard a world's scenes are: every field is a fraction from 0 to 1, and part of the world's manifest."""
+
+    def __post_init__(self) -> None:
+        wrong = {name: value for name, value in asdict(self).items() if not 0 <= value <= 1}
+        if wrong:
+            raise ValueError(f"knobs are fractions from 0 to 1, found {wrong}")
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeKnobs(Knobs):
     """How hard the scenes are; all are fractions from 0 to 1.
 
     Attributes:
@@ -45,11 +55,6 @@ class ShapeKnobs:
     occlusion: float = 0.5
     detail: float = 0.5
     clutter: float = 0.5
-
-    def __post_init__(self) -> None:
-        wrong = {name: value for name, value in asdict(self).items() if not 0 <= value <= 1}
-        if wrong:
-            raise ValueError(f"knobs are fractions from 0 to 1, found {wrong}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +162,7 @@ def make_scenes(rng: np.random.Generator, count: int, size_wh: tuple[int, int], 
     return [make_scene(child, size_wh, knobs) for child in rng.spawn(count)]
 
 
-def world_manifest(generator: str, version: int, seed: int, knobs: ShapeKnobs, **parameters: Any) -> dict[str, Any]:
+def world_manifest(generator: str, version: int, seed: int, knobs: Knobs, **parameters: Any) -> dict[str, Any]:
     """Return the manifest of a generated world as JSON reads it back."""
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in parameters.items()}
     return {"generator": generator, "version": version, "seed": seed, **asdict(knobs), **plain}
@@ -211,7 +216,7 @@ class _Outline:
     def colours(self, rng: np.random.Generator, ambiguity: float) -> NDArray[np.float32]:
         """Return the colours of the pixels inside, float32 `[P, 3]`."""
         u, v, radius = self._uvr
-        pattern = _texture(_look(self.label), u, v, radius)[:, None]
+        pattern = texture(_look(self.label), u, v, radius)[:, None]
         hue = (class_hue(self.label, ambiguity) + rng.normal(0, 0.006)) % 1
         light = np.array(colorsys.hsv_to_rgb(hue, 0.75, rng.uniform(0.85, 1.0)), dtype=np.float32) * 255
         dark = np.array(colorsys.hsv_to_rgb(hue, 0.95, rng.uniform(0.40, 0.55)), dtype=np.float32) * 255
@@ -220,10 +225,18 @@ class _Outline:
         return colours
 
 
-def _texture(
+def texture(
     look: int, u: NDArray[np.float32], v: NDArray[np.float32], radius: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return how light the object is at each pixel, float32 from 0 to 1."""
+    """Return how light an object is at each pixel, float32 from 0 to 1.
+
+    Args:
+        look: Its remainder by 5 is the pattern: stripes across, along, checks, rings, slanted stripes. The rest is how
+            fine that is.
+        u: Places across the object in half its extent, -1 to 1.
+        v: Places along it.
+        radius: Distances from its middle.
+    """
     frequency = np.float32(7 + 2 * (look // 5))
     waves = (
         np.sin(frequency * u),

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 from scipy.io import savemat
 
 from data_modules.synthetic.manifest import write_world
-from data_modules.synthetic.vrd_scenes import Node, Scene, detect, make_scenes, world_names
+from data_modules.synthetic.relation_classes import Node, RelationKnobs, world_names
+from data_modules.synthetic.relation_drawing import save_scenes
+from data_modules.synthetic.relation_scenes import Scene, check_sizes, detect, make_scenes
+from data_modules.synthetic.relation_truth import write_truth
+from data_modules.synthetic.shapes import world_manifest
 
-VERSION = 1  # part of the manifest: raise it when the same parameters give other files
+VERSION = 2  # part of the manifest: raise it when the same parameters give other files
 GIF_STEM = "4392556686_44d71ff5a0_o"  # the release's one GIF, which its annotations call .jpg
 
 
@@ -27,35 +30,50 @@ def write_vrd_world(
     num_objects: int = 20,
     num_predicates: int = 12,
     with_images: bool = True,
+    side: int = 240,
+    knobs: RelationKnobs | None = None,
 ) -> Path:
     """Write the world under `root` and return that; a complete one of the same parameters is kept as it is.
 
     The folder appears by one rename, so that no process ever sees half a world. The same parameters give the same
-    bytes (of JPEGs with the same Pillow). Without images the other files are unchanged.
+    bytes (of images with the same Pillow). Without images the other files are unchanged. `truth.json` tells all that
+    is true, see `relation_truth`.
+
+    Args:
+        root: The world's folder.
+        seed: Seed of everything in it.
+        train_images: Training images.
+        test_images: Test images.
+        num_objects: Object classes.
+        num_predicates: Predicates.
+        with_images: Draw the images.
+        side: Height of nine images in ten, in pixels; the tenth is larger.
+        knobs: How hard the scenes are.
 
     Raises:
         DataError: `root` exists and holds anything else.
         ValueError: A number is outside what the file formats or the five kinds allow.
     """
-    if not (
-        5 <= num_objects <= 255 and 1 <= num_predicates <= 255 and train_images > 1 and test_images > 1 and seed >= 0
-    ):
-        raise ValueError("a world has 5 to 255 objects, 1 to 255 predicates, 2 or more images a split and a seed >= 0")
-    manifest = {"generator": "synthetic/vrd", "version": VERSION, "seed": seed, "with_images": with_images}
-    manifest |= {"train_images": train_images, "test_images": test_images}
-    manifest |= {"num_objects": num_objects, "num_predicates": num_predicates}
+    check_sizes(seed, train_images, test_images, num_objects, num_predicates, side)
+    knobs = knobs or RelationKnobs()
+    sizes = {"num_objects": num_objects, "num_predicates": num_predicates, "side": side}
+    counts = {"train_images": train_images, "test_images": test_images}
+    manifest = world_manifest("synthetic/vrd", VERSION, seed, knobs, with_images=with_images, **counts, **sizes)
 
     def write(folder: Path) -> None:
-        train = make_scenes(np.random.default_rng([seed, 0]), train_images, num_objects, num_predicates)
-        test = make_scenes(np.random.default_rng([seed, 1]), test_images, num_objects, num_predicates)
+        train, test = (
+            make_scenes(np.random.default_rng([seed, stream]), count, num_objects, num_predicates, knobs, side)
+            for stream, count in enumerate(counts.values())
+        )
         train[0] = replace(train[0], image=train[0].image.replace(".jpg", ".png"))
         test[1] = replace(test[1], image=f"{GIF_STEM}.jpg")
         _write_annotations(folder / "json_dataset", train, test, num_objects, num_predicates)
         _write_lu2016(folder / "lu2016", np.random.default_rng([seed, 2]), train, test, num_objects, num_predicates)
-        if with_images:
-            for stream, (split, scenes) in enumerate((("train", train), ("test", test))):
-                images = folder / "sg_dataset" / f"sg_{split}_images"
-                _write_images(images, np.random.default_rng([seed, 3, stream]), scenes)
+        scenes = train + test
+        write_truth(folder, scenes, [s.image for s in scenes], world_names(num_objects, num_predicates))
+        for split, part in (("train", train), ("test", test)) if with_images else ():
+            paths = [folder / "sg_dataset" / f"sg_{split}_images" / s.image for s in part]
+            save_scenes(part, [p.with_suffix(".gif") if p.stem == GIF_STEM else p for p in paths], knobs.clutter)
 
     return write_world(root, manifest, write)
 
@@ -86,7 +104,8 @@ def _write_lu2016(
     for (subject, predicate, other), count in counts.items():
         table[subject, other, predicate] = count
     # In one image of 25 nothing is found, from the third on.
-    seen = [detect(rng, replace(s, objects=[]) if i % 25 == 2 else s, objects) for i, s in enumerate(test)]
+    blank = [scene.without_objects() if i % 25 == 2 else scene for i, scene in enumerate(test)]
+    seen = [detect(child, s, objects) for child, s in zip(rng.spawn(len(test)), blank, strict=True)]
     predicted = []
     for boxes, labels, confidences in seen:  # the commonest predicate of every ordered pair
         s, o = np.nonzero(~np.eye(len(labels), dtype=bool))
@@ -134,29 +153,3 @@ def _save(path: Path, **variables: list[Any]) -> None:
     # The first 116 bytes are free text, into which scipy writes the time: the same world must give the same bytes.
     with path.open("r+b") as file:
         file.write(b"MATLAB 5.0 MAT-file".ljust(116))
-
-
-def draw_scene(rng: np.random.Generator, scene: Scene) -> Image.Image:
-    """Draw a scene: a class has its colour and stripes, the same in every world; smaller objects lie in front."""
-    palette = np.random.default_rng(0).integers(40, 216, (255, 3))
-    image = Image.new("RGB", scene.size_wh, tuple(rng.integers(90, 166, 3).tolist()))
-    draw = ImageDraw.Draw(image)
-    for (x1, y1, x2, y2), label in sorted(scene.objects, key=lambda o: -(o[0][2] - o[0][0]) * (o[0][3] - o[0][1])):
-        colour = palette[label] + rng.integers(-25, 26, 3)
-        corners = (x1 - 1, y1 - 1, x2 - 1, y2 - 1)  # Pillow counts from 0
-        draw.rectangle(corners, fill=tuple(colour.tolist()), outline=(20, 20, 20))
-        for step in range(1, 2 + label % 5):  # stripes show the kind
-            y = y1 - 1 + step * (y2 - y1) // (2 + label % 5)
-            draw.line((x1 - 1, y, x2 - 1, y), fill=tuple((colour // 2).tolist()), width=2)
-    return image
-
-
-def _write_images(folder: Path, rng: np.random.Generator, scenes: list[Scene]) -> None:
-    folder.mkdir(parents=True)
-    for scene in scenes:
-        image = draw_scene(rng, scene)
-        path = folder / scene.image
-        if path.stem == GIF_STEM:
-            image.save(path.with_suffix(".gif"))
-        else:
-            image.save(path, quality=85)

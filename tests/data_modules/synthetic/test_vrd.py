@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ from scipy.io import loadmat
 
 from data_modules.errors import DataError
 from data_modules.scene_graph import SceneGraph
+from data_modules.synthetic.relation_classes import RelationKnobs
+from data_modules.synthetic.relation_truth import read_truth
 from data_modules.synthetic.vrd import GIF_STEM, write_vrd_world
 from data_modules.vrd import VRDDataModule
 from data_modules.vrd_files import open_image, read_image_order
@@ -75,25 +78,66 @@ def test_images_have_the_release_s_oddities(vrd_world: Path) -> None:
 
 
 def test_objects_are_drawn_where_the_annotations_say(vrd_world: Path) -> None:
+    """Every object has colour that the grey ground hasn't, and only within its box where it stands alone."""
     module = VRDDataModule(vrd_world, batch_size=8, seed=0)
+    annotated = {g.image: g.boxes_xyxy.astype(int).tolist() for g in [*module.train_graphs, *module.test_graphs]}
     checked = 0
-    for graph in module.test_graphs:
-        pixels = np.asarray(open_image(vrd_world / "sg_dataset" / "sg_test_images", graph.image)).astype(int)
-        for x1, y1, x2, _ in graph.boxes_xyxy.astype(int):
-            outline = pixels[y1 - 1, x1 - 1 : x2]  # the dark upper edge, seldom hidden in the middle
-            checked += 1
-            assert outline.min() < 80
-    assert checked > 50
+    for index, scene in enumerate(read_truth(vrd_world)):
+        graph, folder = scene.graph, f"sg_{'train' if index < 40 else 'test'}_images"
+        pixels = np.asarray(open_image(vrd_world / "sg_dataset" / folder, graph.image)).astype(int)
+        vivid = pixels.max(axis=2) - pixels.min(axis=2) > 60
+        boxes = graph.boxes_xyxy.astype(int)
+        assert {tuple(b) for b in annotated.get(graph.image, [])} <= {tuple(b) for b in boxes.tolist()}
+        for x1, y1, x2, y2 in boxes.tolist():
+            assert vivid[y1 - 1 : y2, x1 - 1 : x2].mean() > 0.2
+            apart = (boxes[:, :2] > (x2 + 8, y2 + 8)).any(axis=1) | (boxes[:, 2:] < (x1 - 8, y1 - 8)).any(axis=1)
+            if apart.sum() == len(boxes) - 1:
+                left, top = max(x1 - 7, 0), max(y1 - 7, 0)
+                rows, columns = np.nonzero(vivid[top : y2 + 6, left : x2 + 6])
+                found = (columns.min() + left + 1, rows.min() + top + 1, columns.max() + left + 1, rows.max() + top + 1)
+                # The rim is dark, and JPEG blurs colours.
+                assert np.abs(np.array(found) - (x1, y1, x2, y2)).max() <= 5
+                checked += 1
+    assert checked > 30
 
 
 def test_the_same_parameters_give_the_same_bytes(vrd_world: Path, tmp_path: Path) -> None:
     again = write_vrd_world(tmp_path / "again", train_images=40, test_images=24)
     assert checksums(again) == checksums(vrd_world)
     without = write_vrd_world(tmp_path / "without", train_images=40, test_images=24, with_images=False)
-    expected = {k: v for k, v in checksums(vrd_world).items() if k.startswith(("json", "lu"))}
+    expected = {k: v for k, v in checksums(vrd_world).items() if k.startswith(("json", "lu", "truth"))}
     assert {k: v for k, v in checksums(without).items() if k != "manifest.json"} == expected
     other = checksums(write_vrd_world(tmp_path / "other", seed=1, train_images=40, test_images=24, with_images=False))
     assert other["json_dataset/annotations_train.json"] != expected["json_dataset/annotations_train.json"]
+
+
+def test_more_images_leave_the_others_as_they_are(vrd_world: Path, tmp_path: Path) -> None:
+    more = checksums(write_vrd_world(tmp_path / "more", train_images=45, test_images=26))
+    few = checksums(vrd_world)
+    images = [name for name in few if name.startswith("sg_dataset")]
+    assert {name: more[name] for name in images} == {name: few[name] for name in images}
+    annotations = [
+        json.loads((r / "json_dataset" / "annotations_train.json").read_text()) for r in (vrd_world, tmp_path / "more")
+    ]
+    assert annotations[0].items() <= annotations[1].items()
+
+
+def test_knobs_and_sizes_of_images_make_other_worlds(vrd_world: Path, tmp_path: Path) -> None:
+    root = write_vrd_world(tmp_path / "w", train_images=9, test_images=5, side=320, knobs=RelationKnobs(clutter=0.0))
+    sizes = {Image.open(p).size[1] for p in (root / "sg_dataset").rglob("*_o*.*")}
+    assert sizes == {320}
+    assert json.loads((root / "manifest.json").read_text())["clutter"] == 0
+    with pytest.raises(DataError, match="holds something else than the world"):
+        write_vrd_world(root, train_images=9, test_images=5, side=320)
+    with pytest.raises(ValueError, match="side=0"):
+        write_vrd_world(tmp_path / "x", side=0)
+
+
+@pytest.mark.slow
+def test_2000_images_take_seconds(tmp_path: Path) -> None:
+    start = time.process_time()
+    write_vrd_world(tmp_path / "w", train_images=1500, test_images=500)
+    assert time.process_time() - start < 20
 
 
 def test_a_complete_world_is_kept_and_anything_else_is_not_touched(tmp_path: Path) -> None:
