@@ -22,6 +22,8 @@ def build_optimizer(
     warmup_steps: int = 0,
     warmup_factor: float = 1.0,
     drops: Sequence[float] = (),
+    backbone: Sequence[str] = (),
+    backbone_lr_factor: float = 1.0,
 ) -> dict[str, Any]:
     """Return what `configure_optimizers` returns: an optimiser over the trainable parameters and its schedule.
 
@@ -40,17 +42,21 @@ def build_optimizer(
         warmup_steps: Steps of the linear rise.
         warmup_factor: Where it begins.
         drops: Fractions in (0, 1), ascending.
+        backbone: Names of submodules, wherever they stand in `module`.
+        backbone_lr_factor: Factor on the rate of their parameters.
 
     Raises:
         ValueError: The optimiser is unknown.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    biases = [p for n, p in named if n.endswith("bias")]
-    weights = [p for n, p in named if not n.endswith("bias")]
-    groups = [
-        {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {"params": biases, "lr": lr * bias_lr_factor, "weight_decay": weight_decay if bias_weight_decay else 0.0},
-    ]
+    groups = []
+    for is_backbone, rate in ((False, lr), (True, lr * backbone_lr_factor)):
+        part = [(n, p) for n, p in named if bool(set(n.split(".")) & set(backbone)) == is_backbone]
+        biases = [p for n, p in part if n.endswith("bias")]
+        weights = [p for n, p in part if not n.endswith("bias")]
+        decay = weight_decay if bias_weight_decay else 0.0
+        groups.append({"params": weights, "lr": rate, "weight_decay": weight_decay})
+        groups.append({"params": biases, "lr": rate * bias_lr_factor, "weight_decay": decay})
     groups = [g for g in groups if g["params"]]
     optimizer: torch.optim.Optimizer
     if name == "sgd":

@@ -31,14 +31,19 @@ class LabelledPairs(NamedTuple):
         return LabelledPairs(*(field[index] for field in self))
 
 
-def label_pairs(batch: RelationBatch, candidates: str) -> LabelledPairs:
-    """Return all candidate pairs of annotated boxes with their labels.
+def label_pairs(batch: RelationBatch, candidates: str, is_annotated: Tensor | None = None) -> LabelledPairs:
+    """Return all candidate pairs of annotated and proposed boxes with their labels.
 
     Every annotated relation is a candidate with its own predicate, so that a pair with two predicates occurs twice.
     The others are pairs whose boxes overlap (`overlapping`, as the official code) or all (`all`), and each pair of a
-    box that is some relation's subject with one that is some relation's object. They take the predicate of the
-    relation with the greatest min(IoU of subjects, IoU of objects) if that is at least 0.5, whatever the categories,
-    and count as unrelated otherwise.
+    box that is some relation's subject or a proposal with one that is some relation's object or a proposal, unless
+    both are proposals. They take the predicate of the relation with the greatest min(IoU of subjects, IoU of objects)
+    if that is at least 0.5, whatever the categories, and count as unrelated otherwise.
+
+    Args:
+        batch: Boxes and the relations of the annotated ones.
+        candidates: `overlapping` or `all`.
+        is_annotated: bool `[N]`, False for proposals; None if there are none.
 
     Raises:
         ValueError: `candidates` is neither.
@@ -52,8 +57,10 @@ def label_pairs(batch: RelationBatch, candidates: str) -> LabelledPairs:
         roles = torch.zeros(2, len(batch.labels), dtype=torch.bool, device=relations.device)
         subjects = roles[0].scatter(0, relations[:, 0], True)
         objects = roles[1].scatter(0, relations[:, 2], True)
-        touching = overlap[pairs[:, 0], pairs[:, 1]] > 0
-        pairs = pairs[touching | (subjects[pairs[:, 0]] & objects[pairs[:, 1]])]
+        proposed = roles[0] if is_annotated is None else ~is_annotated
+        s, o = pairs.unbind(dim=1)
+        given = (subjects[s] & (objects[o] | proposed[o])) | (proposed[s] & objects[o])
+        pairs = pairs[given | (overlap[s, o] > 0)]
     boxes = len(batch.labels)
     pairs = pairs[~torch.isin(pairs[:, 0] * boxes + pairs[:, 1], relations[:, 0] * boxes + relations[:, 2])]
     image = batch.image_index[pairs[:, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from data_modules.scene_graph import PairPredictions, RelationBatch
 from lit_modules.functional.boxes import all_pairs, overlapping_pairs
+from lit_modules.layers.faster_rcnn import FasterRCNN
+from lit_modules.layers.pixels import BatchPixels
+from lit_modules.metrics.openimages import OpenImagesScore
 from lit_modules.metrics.vrd import VRDRecall
 
 
@@ -28,6 +32,8 @@ class RelationScorer(pl.LightningModule):
         matching: Headline rule: `greedy` (Lu et al., each annotation matched once) or `multi` (RelDN, neural-motifs).
         free_k: The k reported as free k; 0 takes for each number the best of `ks`, as RelDN's code does.
         train_triplets: int64 `[M, 3]` training triplets, for zero-shot recall.
+        classifier: Gives the boxes, which are annotated ones, their labels and confidences (SGCls).
+        openimages: Measured instead of the recalls, with the only k in `ks`; logged under `test/`.
     """
 
     def __init__(
@@ -39,6 +45,8 @@ class RelationScorer(pl.LightningModule):
         matching: str,
         free_k: int,
         train_triplets: NDArray[np.int64],
+        classifier: FasterRCNN | None = None,
+        openimages: OpenImagesScore | None = None,
     ):
         super().__init__()
         if pairs not in ("all", "overlapping", "gt_relations"):
@@ -50,6 +58,8 @@ class RelationScorer(pl.LightningModule):
         self.pairs, self.ks, self.tops = pairs, tuple(ks), tuple(tops)
         self.matching, self.free_k = matching, free_k
         self.recall = VRDRecall(ks=self.ks, tops=self.tops, train_triplets=train_triplets)
+        self.openimages = openimages
+        self.classifier = classifier
 
     def score_pairs(self, batch: RelationBatch, pairs: Tensor) -> Tensor:
         """Return float64 `[P, num_predicates]`, any monotone score of each predicate of int64 `[P, 2]` box pairs."""
@@ -76,14 +86,19 @@ class RelationScorer(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Forget earlier tests."""
-        self.recall.reset()
+        (self.openimages or self.recall).reset()
 
     def test_step(self, batch: RelationBatch, batch_idx: int) -> None:
         """Rank one batch of images and count what is recalled."""
-        self.recall.update(self.predict_pairs(batch), batch.graphs)
+        if self.classifier is not None:
+            batch = classified(batch, self.classifier)
+        (self.openimages or self.recall).update(self.predict_pairs(batch), batch.graphs)
 
     def on_test_epoch_end(self) -> None:
         """Log all recalls."""
+        if self.openimages is not None:
+            self.log_dict({f"test/{key}": value for key, value in self.openimages.compute().items()})
+            return
         recalls = {key: float(value) for key, value in self.recall.compute().items() if not value.isnan()}
         named = dict(self._headlined(key, value) for key, value in recalls.items())
         self.log_dict({f"test/{key}": value for key, value in (named | self._free(named)).items()})
@@ -113,3 +128,16 @@ def split_by_image(batch: RelationBatch, pairs: Tensor, triplets: Tensor, scores
     subjects, objects = (batch.boxes_xyxy[pairs[:, i]] for i in (0, 1))
     columns = [np.split(t.cpu().numpy(), ends) for t in (subjects, objects, triplets, scores.double())]
     return [PairPredictions(*image) for image in zip(*columns, strict=True)]
+
+
+def classified(batch: RelationBatch, detector: FasterRCNN) -> RelationBatch:
+    """Return a batch whose boxes have the labels that a detector finds most probable, and their probabilities.
+
+    Background is left out, not renormalised.
+    """
+    pixels = BatchPixels.of(batch)
+    counts = torch.bincount(batch.image_index, minlength=len(batch.graphs)).tolist()
+    edges = pixels.edges(batch.boxes_xyxy, batch.image_index).split(counts)
+    logits, _ = detector.classify(detector.body(pixels.images), edges)
+    scores, labels = logits.double().softmax(dim=1)[:, 1:].max(dim=1)
+    return replace(batch, labels=labels, scores=scores)

@@ -13,10 +13,16 @@ from torch.nn.functional import cross_entropy
 
 from data_modules.scene_graph import RelationBatch
 from lit_modules.functional.contrastive import ContrastiveLosses, Reduction, anchored_contrastive_losses
+from lit_modules.layers.faster_rcnn import FasterRCNN
 from lit_modules.layers.reldn import RelDNNetwork
+from lit_modules.layers.reldn_visual import PREDICATE_BACKBONE
 from lit_modules.optimizers import build_optimizer
 from lit_modules.pair_sampling import LabelledPairs, label_pairs, sample_pairs
+from lit_modules.proposer import Proposer
 from lit_modules.relation_scorer import RelationScorer
+from lit_modules.training_boxes import add_foreground
+
+CHUNK = 1024  # pairs scored at a time: bounds the memory of pooled boxes
 
 
 class RelDNTraining(pl.LightningModule):
@@ -32,7 +38,11 @@ class RelDNTraining(pl.LightningModule):
         weights: Of L1, L2, L3; where all are 0, none is computed.
         margin: alpha_1 = alpha_2 = alpha_3.
         reduction: `official` or `paper`, see `functional.contrastive`.
-        optimizer: Arguments of `build_optimizer`.
+        optimizer: Arguments of `build_optimizer`; the rate of `PREDICATE_BACKBONE` has its own factor.
+        start: State of a detector's body and of its RoI head, which the visual module starts from.
+        detector: Proposes boxes beside the annotated ones: a trained Faster R-CNN with the visual module's frozen body.
+            It isn't trained, and no checkpoint holds it.
+        max_boxes: Annotated and proposed boxes of an image, then.
     """
 
     def __init__(
@@ -48,9 +58,17 @@ class RelDNTraining(pl.LightningModule):
         margin: float,
         reduction: Reduction,
         optimizer: Mapping[str, Any],
+        start: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
+        detector: FasterRCNN | None = None,
+        max_boxes: int = 128,
     ):
         super().__init__()
         self.network = RelDNNetwork(**network)
+        if start is not None:
+            assert self.network.visual is not None
+            self.network.visual.start_from(*start)
+        self._proposer = Proposer(detector) if detector else None
+        self._max_boxes = max_boxes
         self._candidates = candidates
         self._quota = (max_pairs, max_positive_pairs)
         self._contrastive_quota = (
@@ -63,8 +81,13 @@ class RelDNTraining(pl.LightningModule):
 
     def training_step(self, batch: RelationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the total loss of one batch of images, and its parts."""
-        labelled = label_pairs(batch, self._candidates)
-        logits = self.network(batch, labelled.pairs)
+        seen = self.network.see(batch)
+        is_annotated = None
+        if self._proposer and seen is not None:
+            proposals = self._proposer.propose(batch, seen[0], seen[1], self.network.num_objects)
+            batch, is_annotated = add_foreground(batch, proposals, self._max_boxes)
+        labelled = label_pairs(batch, self._candidates, is_annotated)
+        logits = self.network(batch, labelled.pairs, seen)
         classified = sample_pairs(labelled, *self._quota)
         images = len(batch.graphs)
         parts = {"cross_entropy": cross_entropy_per_image(logits[classified], labelled.take(classified), images)}
@@ -97,7 +120,8 @@ class RelDNTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
-        return build_optimizer(self, int(self.trainer.estimated_stepping_batches), **self._optimizer)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return build_optimizer(self, steps, backbone=PREDICATE_BACKBONE, **self._optimizer)
 
 
 def cross_entropy_per_image(logits: Tensor, labelled: LabelledPairs, num_images: int) -> Tensor:
@@ -140,5 +164,6 @@ class RelDNScoring(RelationScorer):
         """Return float64 `[P, num_predicates]` probabilities times both confidences."""
         if self._resized:
             batch = replace(batch, sizes_wh=resized_sides(batch.sizes_wh))
-        logits: Tensor = self.network(batch, pairs)
+        seen = self.network.see(batch)
+        logits = torch.cat([self.network(batch, chunk, seen) for chunk in pairs.split(CHUNK)])
         return logits.double().softmax(dim=1)[:, 1:] * batch.scores[pairs].prod(dim=1, keepdim=True)

@@ -15,9 +15,12 @@ from lit_modules.functional.boxes import all_pairs
 from lit_modules.functional.cp import cp_log_slice, cp_nll
 from lit_modules.functional.cp_prior import cp_log_expectation
 from lit_modules.functional.cp_topk import cp_topk_triplets
+from lit_modules.layers.faster_rcnn import FasterRCNN
 from lit_modules.layers.triplet import TripletNetwork
 from lit_modules.optimizers import build_optimizer
+from lit_modules.proposer import Proposer
 from lit_modules.relation_scorer import RelationScorer, split_by_image
+from lit_modules.training_boxes import propose_relations
 
 CHUNK = 256  # pairs encoded at a time when testing: bounds the memory of the mask encoder
 
@@ -29,19 +32,35 @@ class TripletTraining(pl.LightningModule):
         network: Arguments of `TripletNetwork`.
         reduction: `mean` over all pairs of the batch, or `sum` over the pairs of an image, averaged over images.
         optimizer: Arguments of `build_optimizer`.
+        detector: Proposes boxes in place of the annotated ones: a trained Faster R-CNN with the network's frozen body.
+            It isn't trained, and no checkpoint holds it.
+        proposals_per_box: Of an annotated box, then, at most.
     """
 
-    def __init__(self, network: Mapping[str, Any], reduction: str, optimizer: Mapping[str, Any]):
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        reduction: str,
+        optimizer: Mapping[str, Any],
+        detector: FasterRCNN | None = None,
+        proposals_per_box: int = 4,
+    ):
         super().__init__()
         if reduction not in ("sum", "mean"):
             raise ValueError(f"loss.reduction must be sum or mean, not {reduction!r}")
         self.network = TripletNetwork(**network)
         self._reduction, self._optimizer = reduction, optimizer
+        self._proposer = Proposer(detector) if detector else None
+        self._proposals_per_box = proposals_per_box
 
     def training_step(self, batch: RelationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of one batch of images."""
+        seen = self.network.see(batch)
+        if self._proposer and seen is not None:
+            proposals = self._proposer.propose(batch, seen[0], seen[1], self.network.num_objects)
+            batch = propose_relations(batch, proposals, self._proposals_per_box)
         subject, predicate, obj = batch.relations.unbind(dim=1)
-        s, p, o, _ = self.network(batch, torch.stack([subject, obj], dim=1))
+        s, p, o, _ = self.network(batch, torch.stack([subject, obj], dim=1), seen)
         targets = torch.stack([batch.labels[subject], predicate, batch.labels[obj]], dim=1)
         loss = cp_nll(s, p, o, targets, "mean")
         if self._reduction == "sum":
@@ -149,9 +168,9 @@ class TripletScoring(RelationScorer):
 
     def score_pairs(self, batch: RelationBatch, pairs: Tensor) -> Tensor:
         """Return float64 `[P, num_predicates]` log scores with the labels of the boxes."""
-        scores = []
+        scores, seen = [], self.network.see(batch)
         for chunk in pairs.split(CHUNK):
-            s, p, o, features = self.network(batch, chunk)
+            s, p, o, features = self.network(batch, chunk, seen)
             subject, obj = (batch.labels[chunk[:, i]] for i in (0, 1))
             log_y = cp_log_slice(s, p, o, subject, obj).double()
             if isinstance(self.log_prior, Tensor):
@@ -165,8 +184,9 @@ class TripletScoring(RelationScorer):
             return super().predict_pairs(batch)
         pairs = self.candidate_pairs(batch)
         best: list[tuple[Tensor, Tensor]] = []
+        seen = self.network.see(batch)
         for chunk in pairs.split(CHUNK):
-            s, p, o, features = self.network(batch, chunk)
+            s, p, o, features = self.network(batch, chunk, seen)
             prior = self.log_prior if isinstance(self.log_prior, Tensor) else None
             scores, triplets = cp_topk_triplets(s, p, o, max(self.ks), prior)
             best.append((scores + self._pair_terms(batch, chunk, (s, p, o), features)[:, None], triplets))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,11 @@ from torch import Tensor, nn
 from data_modules.scene_graph import RelationBatch
 from lit_modules.functional.boxes import union_boxes
 from lit_modules.functional.spatial import rectangle_masks
+from lit_modules.layers.backbones import RoIAlignStyle, RoIPool, build_body
+from lit_modules.layers.pixels import BatchPixels, FrozenBody
+
+SeenImages = tuple[BatchPixels, dict[str, Tensor]]
+"""A batch's images and the frozen detector's maps of them."""
 
 
 class MaskEncoder(nn.Module):
@@ -41,16 +47,59 @@ class MaskEncoder(nn.Module):
         return encoded
 
 
+class RoIPixels(nn.Module):
+    """Pooled boxes, flat, of a detector's frozen body (conv1_1 to conv5_3).
+
+    Args:
+        body: Name of the body, see `build_body`.
+        body_settings: Its arguments.
+        pool_size: Cells on each side of a pooled box.
+        sampling_ratio: See `RoIPool`.
+        style: See `RoIPool`.
+    """
+
+    def __init__(
+        self,
+        *,
+        body: str,
+        body_settings: Mapping[str, Any],
+        pool_size: int,
+        sampling_ratio: int,
+        style: RoIAlignStyle = "detectron",
+    ):
+        super().__init__()
+        built = build_body(body, **body_settings)
+        self.detector = FrozenBody(built)
+        self.pool = RoIPool(built.roi_maps, pool_size, sampling_ratio, style)
+        self.dim = built.out_channels * pool_size**2
+
+    def see(self, batch: RelationBatch) -> SeenImages:
+        """Return the maps of a batch's images, which all of its boxes share.
+
+        Raises:
+            ValueError: The batch has no images.
+        """
+        pixels = BatchPixels.of(batch)
+        return pixels, self.detector(pixels.images)
+
+    def forward(self, seen: SeenImages, boxes_xyxy: Tensor, image: Tensor) -> Tensor:
+        """Return `[N, dim]` of annotated boxes `[N, 4]` of images int64 `[N]`."""
+        pixels, maps = seen
+        return pixels.pooled(self.pool, maps, boxes_xyxy, image).flatten(1)
+
+
 class TripletNetwork(nn.Module):
     """R logit vectors for each of subject, predicate and object of a pair (Section 3 of vrd_tensor).
 
-    Without pixels, learned label embeddings stand where the paper has RoI-aligned features: the subject's for the
-    subject branch, the object's for the object branch, both for the predicate branch, which also sees the masks.
+    The subject's, the object's and the union box are pooled from the maps of a frozen detector, for the branch of the
+    subject, the object and the predicate; the last also sees the two boxes as masks. Without pixels, learned label
+    embeddings stand in their places: the subject's, the object's, and both.
 
     Args:
         num_objects: Object categories.
         num_predicates: Predicates.
         rank: Components R.
+        labels: Use label embeddings.
         embedding_dim: Length of a label embedding.
         mask_frame: What the masks show: the `image` or the `union` box.
         mask_size: Cells on each side of a mask.
@@ -59,6 +108,10 @@ class TripletNetwork(nn.Module):
         hidden_dim: Width of both fully connected layers of each branch.
         dropout: Probability, after both.
         init_std: Standard deviation of the last layers' weights; equal components would stay equal.
+        visual: Arguments of `RoIPixels`, or None to leave pixels out.
+
+    Raises:
+        ValueError: There is no input, or the masks' frame is unknown.
     """
 
     def __init__(
@@ -67,6 +120,7 @@ class TripletNetwork(nn.Module):
         num_predicates: int,
         *,
         rank: int,
+        labels: bool,
         embedding_dim: int,
         mask_frame: str,
         mask_size: int,
@@ -75,50 +129,107 @@ class TripletNetwork(nn.Module):
         hidden_dim: int,
         dropout: float,
         init_std: float,
+        visual: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if mask_frame not in ("image", "union"):
             raise ValueError(f"mask_frame must be image or union, not {mask_frame!r}")
-        self.rank, self.mask_frame, self.mask_size = rank, mask_frame, mask_size
-        self.subject_embedding = nn.Embedding(num_objects, embedding_dim)
-        self.object_embedding = nn.Embedding(num_objects, embedding_dim)
+        if not (visual or labels):
+            raise ValueError("the triplet network has no input: set model.visual or model.labels to true")
+        self.num_objects, self.rank, self.mask_frame, self.mask_size = num_objects, rank, mask_frame, mask_size
+        self.pixels = RoIPixels(**visual) if visual else None
+        self.subject_embedding = nn.Embedding(num_objects, embedding_dim) if labels else None
+        self.object_embedding = nn.Embedding(num_objects, embedding_dim) if labels else None
         self.mask_encoder = MaskEncoder(mask_size, mask_channels, spatial_dim)
-        self.pair_dim = 2 * embedding_dim + spatial_dim
+        seen_dim = self.pixels.dim if self.pixels else 0
+        label_dim = embedding_dim if labels else 0
+        self.pair_dim = seen_dim + 2 * label_dim + spatial_dim
 
-        def branch(in_dim: int, labels: int) -> nn.Sequential:
-            last = nn.Linear(hidden_dim, rank * labels)
+        def branch(in_dim: int, classes: int) -> nn.Sequential:
+            last = nn.Linear(hidden_dim, rank * classes)
             nn.init.normal_(last.weight, std=init_std)
             nn.init.zeros_(last.bias)
             hidden = [nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout)]
             hidden += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout)]
             return nn.Sequential(*hidden, last)
 
-        self.subject_branch = branch(embedding_dim, num_objects)
+        self.subject_branch = branch(seen_dim + label_dim, num_objects)
         self.predicate_branch = branch(self.pair_dim, num_predicates)
-        self.object_branch = branch(embedding_dim, num_objects)
+        self.object_branch = branch(seen_dim + label_dim, num_objects)
 
-    def pair_features(self, batch: RelationBatch, pairs: Tensor) -> Tensor:
-        """Return `[P, pair_dim]`: both label embeddings and the encoded masks of int64 `[P, 2]` box pairs."""
+    def start_from(self, body: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
+        """Copy a detector's body, and fc6 and fc7 of its RoI head into the subject's and the object's branch.
+
+        Args:
+            body: State of its body.
+            head: State of its RoI head; layers of other widths than the branches' are an error.
+        """
+        assert self.pixels is not None
+        self.pixels.detector.body.load_state_dict(body)
+        for branch in (self.subject_branch, self.object_branch):
+            for position, name in ((0, "fc6"), (3, "fc7")):
+                branch[position].load_state_dict({part: head[f"{name}.{part}"] for part in ("weight", "bias")})
+
+    def see(self, batch: RelationBatch) -> SeenImages | None:
+        """Return what all pairs of a batch share, to be given to `forward`; None without pixels."""
+        return None if self.pixels is None else self.pixels.see(batch)
+
+    def pair_features(self, batch: RelationBatch, pairs: Tensor, seen: SeenImages | None = None) -> Tensor:
+        """Return `[P, pair_dim]`: the pooled union box, both label embeddings and the encoded masks of box pairs."""
         subject, obj = pairs.unbind(dim=1)
+        image = batch.image_index[subject]
         subject_xyxy, object_xyxy = batch.boxes_xyxy[subject], batch.boxes_xyxy[obj]
+        union_xyxy = union_boxes(subject_xyxy, object_xyxy)
         if self.mask_frame == "union":
-            frame_xyxy = union_boxes(subject_xyxy, object_xyxy)
+            frame_xyxy = union_xyxy
         else:
-            far = batch.sizes_wh[batch.image_index[subject]]  # pixels count from 1
+            far = batch.sizes_wh[image]  # pixels count from 1
             frame_xyxy = torch.cat([torch.ones_like(far), far], dim=1)
         masks = rectangle_masks(subject_xyxy, object_xyxy, frame_xyxy, self.mask_size)
-        dtype = self.subject_embedding.weight.dtype
-        labels = [self.subject_embedding(batch.labels[subject]), self.object_embedding(batch.labels[obj])]
-        return torch.cat([*labels, self.mask_encoder(masks.to(dtype))], dim=1)
+        parts = []
+        if self.pixels is not None:
+            parts.append(self.pixels(seen or self.pixels.see(batch), union_xyxy, image))
+        for embedding, end in ((self.subject_embedding, subject), (self.object_embedding, obj)):
+            if embedding is not None:
+                parts.append(embedding(batch.labels[end]))
+        dtype = next(self.mask_encoder.parameters()).dtype
+        return torch.cat([*parts, self.mask_encoder(masks.to(dtype))], dim=1)
 
-    def forward(self, batch: RelationBatch, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits `[P, R, S]`, `[P, R, P']`, `[P, R, O]` of int64 `[P, 2]` pairs, and their features."""
+    def forward(
+        self, batch: RelationBatch, pairs: Tensor, seen: SeenImages | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return logits `[P, R, S]`, `[P, R, P']`, `[P, R, O]` of int64 `[P, 2]` pairs, and their features.
+
+        Args:
+            batch: Images and boxes.
+            pairs: Boxes of the batch.
+            seen: What `see` returned for this batch; None sees it now.
+        """
+        seen = seen or self.see(batch)
         subject, obj = pairs.unbind(dim=1)
-        features = self.pair_features(batch, pairs)
+        features = self.pair_features(batch, pairs, seen)
         logits = (
-            self.subject_branch(self.subject_embedding(batch.labels[subject])),
+            self._entity(self.subject_branch, self.subject_embedding, batch, subject, seen),
             self.predicate_branch(features),
-            self.object_branch(self.object_embedding(batch.labels[obj])),
+            self._entity(self.object_branch, self.object_embedding, batch, obj, seen),
         )
         s, p, o = (x.unflatten(1, (self.rank, -1)) for x in logits)
         return s, p, o, features
+
+    def _entity(
+        self,
+        branch: nn.Sequential,
+        embedding: nn.Embedding | None,
+        batch: RelationBatch,
+        end: Tensor,
+        seen: SeenImages | None,
+    ) -> Tensor:
+        """Return a branch's logits `[P, R * classes]` of boxes int64 `[P]`."""
+        boxes, of_pair = end.unique(return_inverse=True) if self.pixels else (end, None)  # pooled once
+        parts = []
+        if self.pixels is not None and seen is not None:
+            parts.append(self.pixels(seen, batch.boxes_xyxy[boxes], batch.image_index[boxes]))
+        if embedding is not None:
+            parts.append(embedding(batch.labels[boxes]))
+        logits: Tensor = branch(torch.cat(parts, dim=1))
+        return logits if of_pair is None else logits[of_pair]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 
-from data_modules.scene_graph import RelationBatch, SceneGraph
+from data_modules.scene_graph import ImageRelationBatch, RaggedImages, RelationBatch, SceneGraph
 
 
 @dataclass
@@ -69,3 +69,12 @@ def random_images(
             image.relations.append([subject, int(draw.integers(num_predicates)), obj])
         images.append(image)
     return images
+
+
+def with_pixels(batch: RelationBatch, seed: int = 0, scale: float = 0.5) -> ImageRelationBatch:
+    """The batch with random images, `scale` times as large as annotated."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [[round(scale * side) for side in size] for size in batch.sizes_wh.tolist()]
+    images = [torch.randn(3, h, w, generator=generator) for w, h in sizes]
+    given = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return ImageRelationBatch(**given, images=RaggedImages.of(images))

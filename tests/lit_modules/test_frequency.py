@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from data_modules.scene_graph import PairPredictions
+from data_modules.synthetic import vrd
 from data_modules.vrd import VRDDataModule
 from experiments.build import frequency_scoring, precomputed_scoring
 from experiments.machine import Machine
@@ -77,7 +78,8 @@ def slow_table(data: VRDDataModule) -> dict[tuple[int, int], list[float]]:
 
 
 def context(data_root: Path, folder: Path) -> Context:
-    return Context(Machine(data_root, folder / "generated", folder / "runs", folder / "results"), {}, {})
+    machine = Machine(data_root, folder / "generated", folder / "runs", folder / "results")
+    return Context(machine, folder, {}, {}, {})
 
 
 def config(world: dict[str, int] | None = None, **changes: Any) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def config(world: dict[str, int] | None = None, **changes: Any) -> dict[str, Any
             "free_k": "max",
             "tops": [50, 100],
             "matching": changes.get("matching", "greedy"),
+            "protocol": "recall",
         },
         "trainer": {},
     }
@@ -110,7 +113,14 @@ def config(world: dict[str, int] | None = None, **changes: Any) -> dict[str, Any
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_built_prior_is_the_one_of_the_spec(tmp_path: Path) -> None:
-    world = {"seed": 0, "train_images": 30, "test_images": 6, "num_objects": 8, "num_predicates": 5}
+    world = {
+        "version": vrd.VERSION,
+        "seed": 0,
+        "train_images": 30,
+        "test_images": 6,
+        "num_objects": 8,
+        "num_predicates": 5,
+    }
     run = Run("vrd_tensor", "frequency", 0, config(world), {})
     data, module = frequency_scoring(run, context(tmp_path, tmp_path))
     assert isinstance(module, FrequencyPrior) and isinstance(module.probabilities, torch.Tensor)

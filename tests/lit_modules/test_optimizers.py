@@ -77,3 +77,22 @@ def test_adamw_takes_momentum_as_its_first_beta() -> None:
 def test_an_unknown_optimizer_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"optimizer\.name must be sgd or adamw, not 'adam'"):
         build_optimizer(model(), 10, **SGD | {"name": "adam"})
+
+
+def test_the_backbone_has_a_rate_of_its_own() -> None:
+    module = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.ModuleDict({"body": nn.Linear(2, 2)})})
+    module["body_of_work"] = nn.Linear(2, 2)
+    settings = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "bias_lr_factor": 2.0}
+    built = build_optimizer(module, 10, backbone=("body",), backbone_lr_factor=0.1, **settings)
+    rates = {id(p): g["lr"] for g in built["optimizer"].param_groups for p in g["params"]}
+    found = {name: rates[id(p)] for name, p in module.named_parameters()}
+    assert found == pytest.approx(
+        {
+            "body.weight": 0.01,
+            "body.bias": 0.02,
+            "head.body.weight": 0.01,
+            "head.body.bias": 0.02,
+            "body_of_work.weight": 0.1,
+            "body_of_work.bias": 0.2,
+        }
+    )

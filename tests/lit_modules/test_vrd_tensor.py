@@ -21,6 +21,7 @@ NETWORK: dict[str, Any] = {
     "num_objects": 4,
     "num_predicates": 3,
     "rank": 3,
+    "labels": True,
     "embedding_dim": 5,
     "mask_frame": "union",
     "mask_size": 8,

@@ -117,5 +117,5 @@ def test_gradient_reaches_the_used_rows_of_the_table_and_every_layer() -> None:
 
 def test_no_pairs_and_no_module() -> None:
     assert network()(make_batch(*random_images(0)), torch.zeros(0, 2, dtype=torch.int64)).shape == (0, 4)
-    with pytest.raises(ValueError, match=r"no module switched on: set model\.semantic or model\.spatial"):
+    with pytest.raises(ValueError, match=r"no module switched on: set model\.semantic, model\.spatial"):
         network(semantic=False, spatial=False)

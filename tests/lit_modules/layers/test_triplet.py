@@ -9,11 +9,13 @@ from torch import Tensor
 
 from data_modules.scene_graph import RelationBatch
 from lit_modules.functional.boxes import all_pairs
+from lit_modules.layers.backbones import build_body, build_roi_head
 from lit_modules.layers.triplet import MaskEncoder, TripletNetwork
-from tests.lit_modules.batches import Image, make_batch, random_images
+from tests.lit_modules.batches import Image, make_batch, random_images, with_pixels
 
 SMALL: dict[str, Any] = {
     "rank": 3,
+    "labels": True,
     "embedding_dim": 5,
     "mask_frame": "union",
     "mask_size": 8,
@@ -152,3 +154,78 @@ def test_pairs_of_a_batch_are_those_of_single_images() -> None:
 def test_an_unknown_frame_is_an_error() -> None:
     with pytest.raises(ValueError, match="mask_frame must be image or union, not 'object'"):
         network(mask_frame="object")
+
+
+VISUAL: dict[str, Any] = {
+    "body": "small",
+    "body_settings": {"widths": (4, 4, 8, 8)},
+    "pool_size": 3,
+    "sampling_ratio": 2,
+}
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@torch.no_grad()
+def test_pixels_box_by_box(labels: bool) -> None:
+    """Every pair's logits from its own three boxes, pooled one at a time."""
+    model = network(visual=VISUAL, labels=labels)
+    batch = with_pixels(make_batch(*random_images(7)))
+    pairs = all_pairs(batch.image_index)
+    assert model.pixels is not None and model.pair_dim == 8 * 9 + 6 + (10 if labels else 0)
+    seen = model.see(batch)
+    assert seen is not None
+    pixels, maps = seen
+    s, p, o, features = model(batch, pairs, seen)
+    masks = masks_of(model, batch, pairs)
+
+    def pooled(box: Tensor, image: int) -> Tensor:
+        assert model.pixels is not None
+        height, width = batch.images[image].shape[1:]
+        scale = torch.tensor([width, height]) / batch.sizes_wh[image]
+        edges = box * scale.repeat(2) + torch.tensor([0, 0, 1, 1])
+        alone = {name: values[[image]] for name, values in maps.items()}
+        found: Tensor = model.pixels.pool(alone, [edges[None]])
+        return found.flatten()
+
+    for row in range(0, len(pairs), 5):
+        subject, obj = pairs[row].tolist()
+        image = int(batch.image_index[subject])
+        a, b = batch.boxes_xyxy[subject], batch.boxes_xyxy[obj]
+        union = torch.cat([torch.minimum(a[:2], b[:2]), torch.maximum(a[2:], b[2:])])
+        ends = [pooled(a, image), pooled(b, image)]
+        context = [pooled(union, image)]
+        if labels:
+            assert model.subject_embedding is not None and model.object_embedding is not None
+            words = [model.subject_embedding.weight[batch.labels[subject]]]
+            words.append(model.object_embedding.weight[batch.labels[obj]])
+            ends = [torch.cat(parts) for parts in zip(ends, words, strict=True)]
+            context += words
+        context.append(model.mask_encoder(masks[[row]])[0])
+        expected = (
+            model.subject_branch(ends[0]),
+            model.predicate_branch(torch.cat(context)),
+            model.object_branch(ends[1]),
+        )
+        assert torch.allclose(features[row], torch.cat(context), atol=1e-5)
+        for found, wanted in zip((s, p, o), expected, strict=True):
+            assert torch.allclose(found[row].flatten(), wanted, atol=1e-5)
+    assert pixels.images.shape[0] == 4 and torch.equal(model(batch, pairs)[0], s)
+
+
+def test_pixels_come_from_a_frozen_detector() -> None:
+    body = build_body("small", widths=(4, 4, 8, 8))
+    head = build_roi_head("small", body, hidden_dim=7, size=3)
+    model = network(visual=VISUAL, labels=False).train()
+    model.start_from(body.state_dict(), head.state_dict())
+    assert model.pixels is not None
+    for branch in (model.subject_branch, model.object_branch):
+        assert torch.equal(branch[0].weight, head.fc6.weight) and torch.equal(branch[3].bias, head.fc7.bias)
+    batch = with_pixels(make_batch(*random_images(8)))
+    sum(x.sum() for x in model(batch, all_pairs(batch.image_index))).backward()  # type: ignore[union-attr]
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("pixels."), name
+
+
+def test_no_input() -> None:
+    with pytest.raises(ValueError, match=r"no input: set model\.visual or model\.labels to true"):
+        network(labels=False)
