@@ -98,8 +98,13 @@ def _table(arguments: argparse.Namespace, machine: Machine) -> None:
 
 def _make(spec: TableSpec, machine: Machine, workers: int) -> TableResult:
     """Execute a table's missing runs and write it; it is written even if runs fail, with what there is."""
+    left_out = Counter(
+        (cell.published.row, need) for cell in spec.cells for need in cell.requires if not machine.has(need)
+    )
+    for (row, need), cells in left_out.items():
+        print(f"left out: {cells} cells of {row}, which need {need} under DATA_ROOT", flush=True)
     try:
-        launch(spec.runs, machine, workers)
+        launch(spec.runnable(machine.has), machine, workers)
     finally:
         if spec.profile == "paper" and not spec.overridden:
             _publish(spec, machine.store)

@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_modules.synthetic.vrd import write_vrd_world
-from data_modules.vrd import VRDDataModule
+from data_modules.openimages import OpenImagesDataModule
+from data_modules.relation_module import RelationDataModule
+from data_modules.scene_graph import SceneGraph
 from data_modules.vrd_files import read_lu_predictions
+from experiments.build_data import relation_data
+from experiments.build_detector import body_settings, head_settings, trained_detector, weights
 from experiments.config import Config
 from experiments.errors import ExperimentError
 from experiments.run import Context
@@ -26,19 +29,19 @@ from lit_modules.functional.frequency import (
     predicate_probabilities,
     triplet_log_prior,
 )
+from lit_modules.layers.faster_rcnn import FasterRCNN
 from lit_modules.layers.reldn import RelDNNetwork
 from lit_modules.layers.triplet import TripletNetwork
+from lit_modules.metrics.openimages import OpenImagesScore
 from lit_modules.reldn import RelDNScoring, RelDNTraining
 from lit_modules.vrd_tensor import PairSelector, SelectorTraining, TripletScoring, TripletTraining
 
-Built = tuple[VRDDataModule, pl.LightningModule]
-
-TEST_BATCH = 16  # images; results do not depend on it
+Built = tuple[RelationDataModule, pl.LightningModule]
 
 
 def frequency_scoring(run: Run, context: Context) -> Built:
     """Build the frequency prior."""
-    data = _relation_data(run, context)
+    data = relation_data(run, context)
     background = _background_counts(data, run.config["frequency"]["counted_pairs"])
     probabilities = predicate_probabilities(
         _foreground_counts(data), background if run.config["frequency"]["background"] else None
@@ -48,22 +51,33 @@ def frequency_scoring(run: Run, context: Context) -> Built:
 
 def precomputed_scoring(run: Run, context: Context) -> Built:
     """Build the scoring of released triplets."""
-    data = _relation_data(run, context)
+    data = relation_data(run, context)
     predictions = read_lu_predictions(data.root / run.config["precomputed"]["file"], len(data.test_graphs))
     return data, PrecomputedTriplets(predictions, **_evaluation(run, context, data))
 
 
 def triplet_training(run: Run, context: Context) -> Built:
     """Build the training of the triplet network."""
-    data = _relation_data(run, context)
-    loss = run.config["loss"]["reduction"]
-    return data, TripletTraining(_triplet_network(run, data), loss, run.config["optimizer"])
+    data = relation_data(run, context)
+    proposes = run.config["data"]["train_boxes"] != "ground_truth"
+    detector = trained_detector(run, context, data) if "detector" in run.needs else None
+    module = TripletTraining(
+        _triplet_network(run, data),
+        run.config["loss"]["reduction"],
+        run.config["optimizer"],
+        _for_proposals(run, detector) if proposes else None,
+    )
+    if "first" in run.needs:
+        module.network.load_state_dict(weights(context, "first", "network."))
+    elif detector is not None:
+        module.network.start_from(detector.body.state_dict(), detector.head.state_dict())
+    return data, module
 
 
 def selector_training(run: Run, context: Context) -> Built:
     """Build the training of X_sel on the frozen triplet network."""
-    data = _relation_data(run, context)
-    state = _weights(context, "triplet", "network.")
+    data = relation_data(run, context)
+    state = weights(context, "triplet", "network.")
     selector = run.config["selector"]
     optimizer = run.config["optimizer"] | {"lr": selector["lr"]}
     return data, SelectorTraining(_triplet_network(run, data), state, selector["hidden_dim"], optimizer)
@@ -71,15 +85,15 @@ def selector_training(run: Run, context: Context) -> Built:
 
 def triplet_scoring(run: Run, context: Context) -> Built:
     """Build the ranking of triplets."""
-    data = _relation_data(run, context)
+    data = relation_data(run, context)
     settings = run.config["scoring"]
     network = TripletNetwork(**_triplet_network(run, data))
-    network.load_state_dict(_weights(context, "triplet", "network."))
+    network.load_state_dict(weights(context, "triplet", "network."))
     selector = None
     if settings["selector"]:
         hidden_dim = run.needs["selector"].config["selector"]["hidden_dim"]
         selector = PairSelector(network.pair_dim, hidden_dim)
-        selector.load_state_dict(_weights(context, "selector", "selector."))
+        selector.load_state_dict(weights(context, "selector", "selector."))
     log_prior = triplet_log_prior(_foreground_counts(data)) if settings["prior"] else None
     return data, TripletScoring(
         network,
@@ -93,8 +107,10 @@ def triplet_scoring(run: Run, context: Context) -> Built:
 
 def reldn_training(run: Run, context: Context) -> Built:
     """Build the training of RelDN."""
-    data = _relation_data(run, context)
+    data = relation_data(run, context)
     sampling, loss = run.config["sampling"], run.config["loss"]
+    detector = trained_detector(run, context, data) if "detector" in run.needs else None
+    proposes = run.config["data"]["train_boxes"] != "ground_truth"
     return data, RelDNTraining(
         _reldn_network(run, data),
         candidates=sampling["pairs"],
@@ -108,68 +124,46 @@ def reldn_training(run: Run, context: Context) -> Built:
         margin=loss["margin"],
         reduction=loss["reduction"],
         optimizer=run.config["optimizer"],
+        start=(detector.body.state_dict(), detector.head.state_dict()) if detector else None,
+        detector=_for_proposals(run, detector) if proposes else None,
+        max_boxes=sampling.get("boxes", 0),
     )
 
 
 def reldn_scoring(run: Run, context: Context) -> Built:
     """Build the ranking of RelDN's triplets."""
-    data = _relation_data(run, context)
+    data = relation_data(run, context)
     network = RelDNNetwork(**_reldn_network(run, data))
-    network.load_state_dict(_weights(context, "network", "network."))
+    if "network" in run.needs:
+        network.load_state_dict(weights(context, "network", "network."))
     normalisation = run.config["model"]["test_box_normalisation"]
     return data, RelDNScoring(network, normalisation, **_evaluation(run, context, data))
 
 
-def _relation_data(run: Run, context: Context) -> VRDDataModule:
-    settings: Config = run.config["data"]
-    if settings["dataset"] != "vrd":
-        raise ExperimentError(f"data.dataset={settings['dataset']}: only vrd has a DataModule so far")
-    proposals = settings.get("proposals", "ground_truth")
-    if proposals not in ("lu2016", "ground_truth"):
-        raise ExperimentError(
-            f"data.proposals={proposals}: our own detector is not built yet; use data.proposals=lu2016 or ground_truth"
-        )
-    if run.stage.fits and settings["train_boxes"] != "ground_truth":
-        raise ExperimentError(
-            f"data.train_boxes={settings['train_boxes']}: there are no proposals for training images yet; "
-            "use data.train_boxes=ground_truth"
-        )
-    if run.config.get("model", {}).get("visual"):
-        raise ExperimentError("model.visual=true: the visual branch is not built yet; use model.visual=false")
-    world = settings["world"]
-    if world["seed"] >= 0:
-        root = context.machine.generated / f"vrd-{'-'.join(str(v) for v in world.values())}"
-        write_vrd_world(root, **world, with_images=False)
-    else:
-        root = context.machine.data("vrd")
-    trainer = run.config["trainer"]
-    data = VRDDataModule(
-        root,
-        batch_size=trainer["batch_size"] if run.stage.fits else TEST_BATCH,
-        seed=run.seed,
-        proposals=proposals,
-        train_split=settings["train_split"],
-        eval_split=settings.get("eval_split", "test"),
-        held_out_images=_held_out(world),
-        flip=settings.get("flip", False),
-        image_size=settings["image_size"],
-        min_score=settings.get("min_score", 0.0),
-    )
-    data.setup()
-    return data
-
-
-def _held_out(world: Config) -> int:
-    """Return the number of held-out training images: 500 of VRD's 4,000, an eighth of a generated world's."""
-    return 500 if world["seed"] < 0 else int(world["train_images"]) // 8
-
-
-def _evaluation(run: Run, context: Context, data: VRDDataModule) -> Config:
+def _evaluation(run: Run, context: Context, data: RelationDataModule) -> Config:
     settings = run.config["evaluation"]
     if settings.get("pairs") == "gt_relations" and data.proposals != "ground_truth":
         raise ExperimentError("evaluation.pairs=gt_relations needs annotated boxes: set data.proposals=ground_truth")
     free_k = _chosen_k(run, context.records["choice"]) if "choice" in context.records else 0
+    openimages = None
+    if settings["protocol"] == "openimages":
+        if len(settings["ks"]) != 1 or len(settings["tops"]) != 1:
+            raise ExperimentError(
+                "evaluation.protocol=openimages takes one of evaluation.ks and one of evaluation.tops"
+            )
+        names = [name.replace("_", " ") for name in data.predicate_names]
+        is_generated = run.config["data"]["world"]["seed"] >= 0
+        openimages = OpenImagesScore(
+            names,
+            rare=[name for name in settings["rare"] if name in names or not is_generated],
+            present_only=settings["present_only"],
+            k=settings["ks"][0],
+            top=settings["tops"][0],
+        )
+    classifier = trained_detector(run, context, data, "classifier").eval() if "classifier" in run.needs else None
     return {
+        "classifier": classifier,
+        "openimages": openimages,
         "pairs": settings.get("pairs", "all"),
         "ks": settings["ks"],
         "tops": settings["tops"],
@@ -179,28 +173,43 @@ def _evaluation(run: Run, context: Context, data: VRDDataModule) -> Config:
     }
 
 
-def _triplet_network(run: Run, data: VRDDataModule) -> Config:
-    model = {key: value for key, value in run.config["model"].items() if key not in ("visual", "labels")}
-    if not run.config["model"]["labels"]:
-        raise ExperimentError("the triplet network has no input: set model.labels=true (or, once built, model.visual)")
-    return {"num_objects": data.num_objects, "num_predicates": data.num_predicates, **model}
+def _triplet_network(run: Run, data: RelationDataModule) -> Config:
+    model = {key: value for key, value in run.config["model"].items() if key not in ("visual", "pool_size")}
+    visual = None
+    if run.config["model"]["visual"]:
+        body = body_settings(run.config["backbone"])
+        pooling = {"pool_size": run.config["model"]["pool_size"], "style": run.config["backbone"]["roi_align"]}
+        visual = {"body": body.pop("name"), "body_settings": body, "sampling_ratio": 0, **pooling}
+    return {"num_objects": data.num_objects, "num_predicates": data.num_predicates, "visual": visual, **model}
 
 
-def _reldn_network(run: Run, data: VRDDataModule) -> Config:
-    model = {k: v for k, v in run.config["model"].items() if k not in ("visual", "test_box_normalisation")}
+def _reldn_network(run: Run, data: RelationDataModule) -> Config:
+    others = ("visual", "skips", "trained", "test_box_normalisation")
+    model = {key: value for key, value in run.config["model"].items() if key not in others}
     background = _background_counts(data, "overlapping")
-    return {"frequency_bias": frequency_bias(_foreground_counts(data), background), **model}
+    visual = None
+    if run.config["model"]["visual"]:
+        body, head = body_settings(run.config["backbone"]), head_settings(run.config["backbone"])
+        names = {"body": body.pop("name"), "head": head.pop("name"), "skips": run.config["model"]["skips"]}
+        visual = {**names, "body_settings": body, "head_settings": head}
+    bias = frequency_bias(_foreground_counts(data), background)
+    return {"frequency_bias": bias, "visual": visual, **model}
 
 
-def _triplets(data: VRDDataModule) -> NDArray[np.int64]:
-    return np.concatenate([graph.triplets for graph in data.train_graphs])
+def _counted_graphs(data: RelationDataModule) -> list[SceneGraph]:
+    """Return the graphs that frequencies are counted on: RelDN counts all of Open Images for its mini lists too."""
+    return data.full_train_graphs if isinstance(data, OpenImagesDataModule) else data.train_graphs
 
 
-def _foreground_counts(data: VRDDataModule) -> Tensor:
+def _triplets(data: RelationDataModule) -> NDArray[np.int64]:
+    return np.concatenate([graph.triplets for graph in _counted_graphs(data)])
+
+
+def _foreground_counts(data: RelationDataModule) -> Tensor:
     return predicate_counts(_triplets(data), data.num_objects, data.num_predicates)
 
 
-def _background_counts(data: VRDDataModule, counted: str) -> Tensor:
+def _background_counts(data: RelationDataModule, counted: str) -> Tensor:
     """Count the ordered node pairs of the training images by their labels.
 
     `overlapping` counts pairs whose boxes overlap, and all pairs of an image in which none do.
@@ -208,7 +217,7 @@ def _background_counts(data: VRDDataModule, counted: str) -> Tensor:
     if counted not in ("all", "overlapping"):
         raise ExperimentError(f"frequency.counted_pairs={counted}: expected all or overlapping")
     labels: list[Any] = []
-    for graph in data.train_graphs:
+    for graph in _counted_graphs(data):
         pairs = all_pairs(len(graph.labels))
         if counted == "overlapping":
             touching = overlapping_pairs(torch.from_numpy(graph.boxes_xyxy))
@@ -217,20 +226,16 @@ def _background_counts(data: VRDDataModule, counted: str) -> Tensor:
     return pair_counts(np.concatenate(labels), data.num_objects)
 
 
-def _weights(context: Context, need: str, prefix: str) -> dict[str, Tensor]:
-    """Return the part of a needed run's weights whose names begin with `prefix`, without it.
+def _for_proposals(run: Run, detector: FasterRCNN | None) -> FasterRCNN:
+    """Return the detector that proposes training boxes.
 
     Raises:
-        ExperimentError: The checkpoint is missing or unreadable.
+        ExperimentError: There is none, because the model does not see pixels.
     """
-    path = context.checkpoints[need]
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ExperimentError(
-            f"{path}: not a readable checkpoint ({error}); delete its folder and try again"
-        ) from error
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if detector is None:
+        boxes = run.config["data"]["train_boxes"]
+        raise ExperimentError(f"data.train_boxes={boxes}: a model without pixels takes data.train_boxes=ground_truth")
+    return detector
 
 
 def _chosen_k(run: Run, record: Config) -> int:

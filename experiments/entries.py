@@ -26,7 +26,12 @@ class Substitute:
 
 @dataclass
 class RowEntry:
-    """A row that has runs. `metric` is the record's metric of a cell, with `{column}` for the column's name."""
+    """A row that has runs.
+
+    `metric` is the record's metric of a cell: `{column}` stands for the column's name, or for what `metrics` or the
+    column's entry says instead, `{last}` for the name's part after its last slash. `metrics` says it for some columns
+    (globs). `requires` names what must lie under DATA_ROOT; None stands for the table's.
+    """
 
     row: str
     group: str | None = None
@@ -35,15 +40,18 @@ class RowEntry:
     seeds: list[int] | None = None
     columns: list[str] = field(default_factory=lambda: ["*"])
     metric: str = "{column}"
+    metrics: dict[str, str] = field(default_factory=dict)
+    requires: list[str] | None = None
     note: str = ""
 
 
 @dataclass
 class ColumnEntry:
-    """What a column (a glob) changes of the config."""
+    """What a column (a glob) changes of the config, and which of the record's metrics fills it."""
 
     column: str
     set: dict[str, Any] = field(default_factory=dict)
+    metric: str = ""
 
 
 @dataclass
@@ -81,6 +89,7 @@ class TableEntry:
     columns: list[ColumnEntry] = field(default_factory=list)
     series: list[SeriesEntry] = field(default_factory=list)
     missing_rows: list[MissingEntry] = field(default_factory=list)
+    requires: list[str] = field(default_factory=list)  # what must lie under DATA_ROOT for the rows to be run
     compare: list[list[str]] = field(default_factory=list)  # pairs of rows, tested on shared seeds
 
 
@@ -118,7 +127,7 @@ def check_names(entry: TableEntry, path: Path, cells: Sequence[PublishedCell]) -
     columns, groups = {c.column for c in cells}, {c.group for c in cells}
     rows = {c.row for c in cells} | {r.row for r in entry.rows}
     for row in entry.rows:
-        for glob in row.columns:
+        for glob in (*row.columns, *row.metrics):
             _check(f"column in row {row.row!r} of {path}:", glob, columns)
         if row.group is not None and row.group not in groups:
             raise unknown(f"group in row {row.row!r} of {path}:", row.group, groups)

@@ -50,3 +50,7 @@ class Machine:
         if not folder.is_dir():
             raise ExperimentError(f"needs the data set {name}: {folder} does not exist; put it there, {remedy}")
         return folder
+
+    def has(self, name: str) -> bool:
+        """Return whether a file or folder lies under DATA_ROOT."""
+        return self.data_root is not None and (self.data_root / name).exists()

@@ -33,6 +33,7 @@ class Stage:
         ignored: Dotted keys of those sections that it does not read.
         needs: From the full config to the runs that must be done first, by the name the builder knows them under.
         version: Raised when a fix changes numbers.
+        seen: Sections that it reads besides where the model sees pixels (`model.visual`).
     """
 
     builder: str
@@ -41,19 +42,24 @@ class Stage:
     ignored: frozenset[str] = frozenset()
     needs: Callable[[Config], dict[str, Need]] = lambda config: {}
     version: int = 1
+    seen: tuple[str, ...] = ()
 
     def project(self, config: Config) -> Config:
         """Return the part of a full config that this stage reads."""
-        read = {s: config[s] for s in self.sections}
-        return nested({k: v for k, v in flatten(read) if k not in self.ignored})
+        read = {s: config[s] for s in (*self.sections, *(self.seen if _sees(config) else ()))}
+        ignored = self.ignored if _sees(config) else self.ignored | PIXEL_KEYS
+        return nested({k: v for k, v in flatten(read) if k not in ignored})
 
 
+PIXEL_KEYS = frozenset({"model.pool_size", "model.skips", "sampling.boxes", "optimizer.backbone_lr_factor"})
 TRAINING_IGNORES = frozenset(
     {
         "data.proposals",
         "data.eval_split",
         "data.min_score",
+        "data.nms",
         "trainer.limit_test_batches",
+        "model.trained",
         "model.test_box_normalisation",
     }
 )
@@ -61,6 +67,46 @@ EVALUATION_TRAINER = frozenset(
     {"trainer.max_epochs", "trainer.batch_size", "trainer.limit_train_batches", "trainer.gradient_clip_norm"}
 )
 EVALUATION_IGNORES = EVALUATION_TRAINER | {"data.flip", "data.train_boxes"}
+DETECTOR_IGNORES = frozenset({"data.flip", "data.train_boxes", "data.proposals", "data.min_score", "data.nms"})
+DETECTOR_SCHEDULE = ("max_epochs", "batch_size")
+DETECTOR_OPTIMIZER = ("lr", "momentum", "weight_decay", "bias_lr_factor", "warmup_steps", "drops")
+DETECTOR_MOVED = frozenset(f"detector.{key}" for key in (*DETECTOR_SCHEDULE, *DETECTOR_OPTIMIZER))
+
+
+def _sees(config: Config) -> bool:
+    """Return whether the model sees pixels."""
+    return bool(config.get("model", {}).get("visual"))
+
+
+def _detector(config: Config) -> Need:
+    """Return the training of the detector, whose schedule stands in a section of its own."""
+    settings = config["detector"]
+    optimizer = {key: settings[key] for key in DETECTOR_OPTIMIZER}
+    optimizer |= {"name": "sgd", "bias_weight_decay": False, "warmup_factor": 0.333333, "backbone_lr_factor": 1.0}
+    trainer = {key: settings[key] for key in DETECTOR_SCHEDULE} | {"gradient_clip_norm": 0.0}
+    return Need("detector", {"optimizer": optimizer, "trainer": trainer, "data": {"eval_split": "test"}})
+
+
+def _boxes(config: Config) -> dict[str, Need]:
+    """Return the detections that are ranked, or the detector that labels annotated boxes, where those are our own."""
+    if config["evaluation"].get("labels") == "detector":
+        return {"classifier": _detector(config)}
+    if not str(config["data"]["proposals"]).startswith("faster_rcnn"):
+        return {}
+    return {"detections": Need("detections", {})}
+
+
+def _initial(config: Config) -> dict[str, Need]:
+    """Return the detector that a model which sees pixels starts from."""
+    return {"detector": _detector(config)} if _sees(config) else {}
+
+
+def _triplet_needs(config: Config) -> dict[str, Need]:
+    """Return what the triplet network starts from: the detector, and itself trained on annotated boxes."""
+    needs = _initial(config)
+    if config["data"]["train_boxes"] == "ground_truth_then_proposals":
+        needs["first"] = Need("vrd_tensor.triplet", {"data": {"train_boxes": "ground_truth"}})
+    return needs
 
 
 def _free_k_choice(stage_name: str, config: Config) -> dict[str, Need]:
@@ -72,7 +118,7 @@ def _free_k_choice(stage_name: str, config: Config) -> dict[str, Need]:
 
 
 def _vrd_tensor_needs(config: Config) -> dict[str, Need]:
-    needs = {"triplet": Need("vrd_tensor.triplet", {}), **_free_k_choice("vrd_tensor", config)}
+    needs = {"triplet": Need("vrd_tensor.triplet", {}), **_boxes(config), **_free_k_choice("vrd_tensor", config)}
     if config["scoring"]["selector"]:
         needs["selector"] = Need("vrd_tensor.selector", {})
     return needs
@@ -83,6 +129,7 @@ STAGES: dict[str, Stage] = {
         builder="experiments.build:triplet_scoring",
         fits=False,
         sections=("data", "model", "scoring", "evaluation", "trainer"),
+        seen=("backbone",),
         ignored=EVALUATION_IGNORES,
         needs=_vrd_tensor_needs,
     ),
@@ -90,12 +137,15 @@ STAGES: dict[str, Stage] = {
         builder="experiments.build:triplet_training",
         fits=True,
         sections=("data", "model", "loss", "optimizer", "trainer"),
+        seen=("backbone",),
         ignored=TRAINING_IGNORES,
+        needs=_triplet_needs,
     ),
     "vrd_tensor.selector": Stage(
         builder="experiments.build:selector_training",
         fits=True,
         sections=("data", "model", "selector", "optimizer", "trainer"),
+        seen=("backbone",),
         ignored=TRAINING_IGNORES,
         needs=lambda config: {"triplet": Need("vrd_tensor.triplet", {})},
     ),
@@ -103,21 +153,41 @@ STAGES: dict[str, Stage] = {
         builder="experiments.build:reldn_scoring",
         fits=False,
         sections=("data", "model", "evaluation", "trainer"),
+        seen=("backbone",),
         ignored=EVALUATION_IGNORES,
-        needs=lambda config: {"network": Need("reldn.training", {}), **_free_k_choice("reldn", config)},
+        needs=lambda config: {
+            **({"network": Need("reldn.training", {})} if config["model"]["trained"] else {}),
+            **_boxes(config),
+            **_free_k_choice("reldn", config),
+        },
     ),
     "reldn.training": Stage(
         builder="experiments.build:reldn_training",
         fits=True,
         sections=("data", "model", "sampling", "loss", "optimizer", "trainer"),
+        seen=("backbone",),
         ignored=TRAINING_IGNORES,
+        needs=_initial,
     ),
     "frequency": Stage(
         builder="experiments.build:frequency_scoring",
         fits=False,
         sections=("data", "frequency", "evaluation", "trainer"),
         ignored=EVALUATION_IGNORES,
-        needs=lambda config: _free_k_choice("frequency", config),
+        needs=lambda config: {**_boxes(config), **_free_k_choice("frequency", config)},
+    ),
+    "detector": Stage(
+        builder="experiments.build_detector:detector_training",
+        fits=True,
+        sections=("data", "backbone", "detector", "optimizer", "trainer"),
+        ignored=DETECTOR_IGNORES | DETECTOR_MOVED | {"data.eval_split", "trainer.limit_test_batches"},
+    ),
+    "detections": Stage(
+        builder="experiments.build_detector:detections",
+        fits=False,
+        sections=("data", "backbone", "detector", "trainer"),
+        ignored=DETECTOR_IGNORES | DETECTOR_MOVED | EVALUATION_TRAINER,
+        needs=lambda config: {"detector": _detector(config)},
     ),
     "precomputed": Stage(
         builder="experiments.build:precomputed_scoring",

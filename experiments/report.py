@@ -51,14 +51,18 @@ class Reporter:
         results = []
         for run in cell.runs:
             record = self.record(run)
-            if record is not None:
+            if record is not None and (spec.profile == "paper" or cell.metric in record["metrics"]):
                 value = _metric(record, cell.metric) * _scale(cell.published.unit)
                 results.append(SeedResult(run.seed, value, run.name, not self._store.fresh(run, record)))
         missing: str | None = None
         if cell.missing and not cell.runs:
             missing = cell.missing
+        elif cell.runs and not results and all(map(self.record, cell.runs)):
+            missing = f"the generated data have no {cell.metric}"
         elif cell.runs and not results:
             missing = f"not run yet: {_command(spec)}"
+            if cell.requires:
+                missing += f", which needs {' and '.join(cell.requires)} under DATA_ROOT"
         printed = cell.published
         tolerance = spec.entry.tolerance
         return Cell(

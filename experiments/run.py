@@ -35,9 +35,19 @@ PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "torchvision", "numpy"
 
 @dataclass(frozen=True)
 class Context:
-    """What a builder gets beside the run: this machine's folders, the needed runs' checkpoints and records."""
+    """What a builder gets beside the run.
+
+    Attributes:
+        machine: This machine's folders.
+        folder: The run's own, for files that it leaves beside its record.
+        folders: Those of the needed runs.
+        checkpoints: Of the needed runs that train.
+        records: Of all needed runs.
+    """
 
     machine: Machine
+    folder: Path
+    folders: dict[str, Path]
     checkpoints: dict[str, Path]
     records: dict[str, Record]
 
@@ -75,6 +85,8 @@ def execute(run: Run, machine: Machine) -> None:
             )
         context = Context(
             machine,
+            store.folder(run),
+            {key: store.folder(need) for key, need in run.needs.items()},
             {key: store.folder(need) / CHECKPOINT for key, need in run.needs.items() if need.stage.fits},
             {key: store.record(need) or {} for key, need in run.needs.items()},
         )
@@ -88,7 +100,8 @@ def _train_or_test(run: Run, folder: Path, context: Context) -> Record:
     _quiet()
     started = time.monotonic()
     module_name, _, function = run.stage.builder.partition(":")
-    datamodule, module = getattr(importlib.import_module(module_name), function)(run, context)
+    # Of an evaluation that leaves a file, the builder returns a third thing, which writes it.
+    datamodule, module, *finish = getattr(importlib.import_module(module_name), function)(run, context)
     history = History()
     trainer = _trainer(run, folder, settings, history)
     checkpoint = folder / CHECKPOINT
@@ -101,6 +114,8 @@ def _train_or_test(run: Run, folder: Path, context: Context) -> Record:
         metrics = {key: values[-1] for key, values in history.curves.items()}
     else:
         trainer.test(module, datamodule=datamodule, verbose=False)
+        for write in finish:
+            write()
         metrics = {key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())}
     return {
         "paper": run.paper,
@@ -154,7 +169,14 @@ def _trainer(run: Run, folder: Path, settings: Config, history: History) -> pl.T
 def _quiet() -> None:
     """Silence Lightning's banners and its advice on things that are set here on purpose."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*treespec, LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*treespec, LeafSpec.*",
+        ".*have no `val_dataloader`.*",
+        ".*have no `validation_step`.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen detectors
+    ):
         warnings.filterwarnings("ignore", message)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.config import Config, digest, flatten
 from experiments.errors import ExperimentError
 from experiments.methods import Stage, needed, stage
-from experiments.schema import HASHLESS
+from experiments.schema import HASHLESS, NEUTRAL
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Run:
     def name(self) -> str:
         """The run's 12-digit hash."""
         needs = {key: run.name for key, run in self.needs.items()}
-        config = {key: value for key, value in flatten(self.config) if key not in HASHLESS}
+        named = ((key, value) for key, value in flatten(self.config) if key not in HASHLESS)
+        config = {key: value for key, value in named if key not in NEUTRAL or value != NEUTRAL[key]}
         return digest({"stage": self.stage_name, "seed": self.seed, "config": config, "needs": needs})
 
     @property

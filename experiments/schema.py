@@ -1,40 +1,64 @@
 """The typed config of every paper whose models are built: a key that is not here does not exist.
 
 Only plain types, so that planning imports neither torch nor a data set. Keys under `HASHLESS` cannot change a result
-and stay out of a run's name. Where a paper or its official code leaves something open, the key exists here and the
-default is the one that produced the printed numbers, or, where that is unknown, the paper's text.
+and stay out of a run's name. A key that came later stands under `NEUTRAL` with the value that does what was done before
+it came; at that value it stays out of the name too, so that earlier runs keep theirs. Where a paper or its official
+code leaves something open, the key exists here and the default is the one that produced the printed numbers, or,
+where that is unknown, the paper's text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-HASHLESS = frozenset({"trainer.num_workers", "trainer.accelerator", "trainer.checkpoint_seconds"})
+HASHLESS = frozenset({"trainer.num_workers", "trainer.accelerator", "trainer.checkpoint_seconds", "data.image_cache"})
+NEUTRAL: dict[str, Any] = {
+    "data.nms": 1.0,
+    "data.box_source": "",
+    "data.subset": "full",
+    "data.world.version": 0,
+    "model.trained": True,
+    "evaluation.labels": "boxes",
+    "evaluation.protocol": "recall",
+    "evaluation.rare": [],
+    "evaluation.present_only": False,
+}
 
 
 @dataclass
 class WorldConfig:
-    """The generated world that stands in for the data in the profiles `demo` and `smoke`; seed -1 means real data."""
+    """The generated world that stands in for the data in the profiles `demo` and `smoke`; seed -1 means real data.
 
+    `version` is the generator's: runs on what another version generated are other runs. `knobs` are those of
+    `RelationKnobs` that are not at their defaults.
+    """
+
+    version: int = 0
     seed: int = -1
     train_images: int = 0
     test_images: int = 0
     num_objects: int = 0
     num_predicates: int = 0
+    knobs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class RelationDataConfig:
     """Which relation data a model sees, and which boxes."""
 
-    dataset: str = "vrd"
+    dataset: str = "vrd"  # | vg150 | vg200 | openimages
+    subset: str = "full"  # | mini: RelDN's smaller lists of Open Images
+    box_source: str = ""  # files of annotations: openimages: csv2018 | csv2019 | reldn; vg150: reldn_json; else its own
     proposals: str = "faster_rcnn_imagenet"  # | faster_rcnn_coco | lu2016 | ground_truth
     train_boxes: str = "proposals"  # of the training pairs: proposals | ground_truth | ground_truth_then_proposals
     train_split: str = "all"  # | held_in: without the last 500 training images
-    eval_split: str = "test"  # | held_out: the last 500 training images
+    eval_split: str = "test"  # | held_out: the last 500 training images | special: 100 confusable ones of Open Images
     image_size: str = "images"  # | box_extent: estimated from the boxes, for use without image files
     flip: bool = False
     min_score: float = 0.0
+    nms: float = 1.0  # detections that overlap a better one of their class by more are dropped; 1: none
+    image_cache: str = ""  # folder for decoded and resized images; empty: decode them in every epoch
     world: WorldConfig = field(default_factory=WorldConfig)
 
 
@@ -59,6 +83,7 @@ class OptimizerConfig:
 
     name: str = "sgd"  # | adamw
     lr: float = 0.01
+    backbone_lr_factor: float = 1.0  # of the predicate backbone, a copy of the detector
     momentum: float = 0.9
     weight_decay: float = 1e-4
     bias_lr_factor: float = 1.0
@@ -76,7 +101,44 @@ class PairEvaluationConfig:
     ks: list[int] = field(default_factory=lambda: [1, 10, 70])
     free_k: str = "max"  # max over ks (official RelDN) | cross_validated (vrd_tensor)
     tops: list[int] = field(default_factory=lambda: [50, 100])
+    labels: str = "boxes"  # | detector: annotated boxes with the labels that the detector gives them (SGCls)
+    protocol: str = "recall"  # | openimages: RelDN's recall and average precisions
+    rare: list[str] = field(default_factory=list)  # predicates that its measures with a star leave out
+    present_only: bool = False  # its means are over predicates that occur
     matching: str = "greedy"  # headline rule: greedy (Lu et al.) | multi (RelDN, neural-motifs)
+
+
+@dataclass
+class BackboneConfig:
+    """The detector's body and RoI head, which the relation model starts from, and the pixels that they take."""
+
+    body: str = "vgg16"  # | resnext101_64x4d_fpn | small | small_fpn
+    widths: list[int] = field(default_factory=list)  # channels of a small body; empty: its own
+    frozen_stages: int = 2  # conv1 and conv2 of VGG16; the stem and the first stage of a ResNeXt
+    head: str = "vgg16"  # | two_fc (1024 wide, for pyramids) | small
+    head_dim: int = 0  # 0: the head's own
+    roi_align: str = "detectron"  # | edges | half_pixel | crop: which points of the map belong to a box
+    pixels: str = "detectron"  # | torchvision | unit: colour order, mean and scale
+    short_side: int = 800
+    long_side: int = 1333
+    weights: str = ""  # file under DATA_ROOT that the body, or the whole detector, starts from; empty: random
+
+
+@dataclass
+class DetectorConfig:
+    """Training of the detector, a run that relation models need; its proposals and detections."""
+
+    preset: str = "vgg16"  # | fpn | motifs: sampling and selection of boxes
+    anchor_sizes: list[float] = field(default_factory=list)  # sides in pixels; empty: the preset's
+    max_epochs: int = 10
+    batch_size: int = 8
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    bias_lr_factor: float = 2.0
+    warmup_steps: int = 500
+    drops: list[float] = field(default_factory=lambda: [0.666667, 0.888889])
+    one_label_per_box: bool = True  # of annotated objects with equal boxes the first, as RelDN's conversion of VRD
 
 
 @dataclass
@@ -99,7 +161,8 @@ class TripletModelConfig:
     """CP-decomposed triplet network (Dupty et al. 2020)."""
 
     rank: int = 5
-    visual: bool = True  # RoI-aligned VGG16 features of subject, object and union box
+    visual: bool = True  # RoI-aligned features of subject, object and union box
+    pool_size: int = 7  # cells on each side of a pooled box
     labels: bool = False  # learned embeddings of the subject's and object's label stand in for the visual features
     embedding_dim: int = 100
     mask_frame: str = "image"  # | union: the rectangle that the two spatial masks show
@@ -143,6 +206,8 @@ class VrdTensorConfig:
     method: str = "vrd_tensor"
     data: RelationDataConfig = field(default_factory=RelationDataConfig)
     model: TripletModelConfig = field(default_factory=TripletModelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
     loss: TripletLossConfig = field(default_factory=TripletLossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -161,6 +226,8 @@ class RelDNModelConfig:
     visual: bool = True
     spatial: bool = True
     spatial_hidden_dim: int = 64
+    trained: bool = True  # False: the semantic module as it begins, the counts of the training set
+    skips: bool = True  # the visual module's linear layers from the subject and the object alone
     test_box_normalisation: str = "original"  # | resized: the official test code divides by the resized image's sides
 
 
@@ -173,6 +240,7 @@ class PairSamplingConfig:
     max_positive_pairs: int = 512
     contrastive_positive_pairs: int = 128
     contrastive_negative_pairs: int = 128
+    boxes: int = 128  # annotated boxes and proposals that fit them, an image
 
 
 @dataclass
@@ -193,6 +261,8 @@ class RelDNConfig:
     method: str = "reldn"
     data: RelationDataConfig = field(default_factory=RelationDataConfig)
     model: RelDNModelConfig = field(default_factory=RelDNModelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
     sampling: PairSamplingConfig = field(default_factory=PairSamplingConfig)
     loss: ContrastiveLossConfig = field(default_factory=ContrastiveLossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

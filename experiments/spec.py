@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ PROFILES = ("paper", "demo", "smoke")
 
 @dataclass(frozen=True)
 class CellSpec:
-    """One cell: what was printed, and the runs whose metric fills it."""
+    """One cell: what was printed, the runs whose metric fills it, and what they need under DATA_ROOT."""
 
     published: PublishedCell
     printed: bool
@@ -32,6 +32,7 @@ class CellSpec:
     metric: str = ""
     deviations: tuple[Deviation, ...] = ()
     missing: str = ""
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class TableSpec:
     def runs(self) -> list[Run]:
         """The distinct runs that the cells read."""
         return list({run.name: run for cell in self.cells for run in cell.runs}.values())
+
+    def runnable(self, has: Callable[[str], bool]) -> list[Run]:
+        """The distinct runs of the cells that require nothing but what is there."""
+        cells = [cell for cell in self.cells if all(map(has, cell.requires))]
+        return list({run.name: run for cell in cells for run in cell.runs}.values())
 
 
 def stem(kind: str, name: str) -> str:
@@ -193,7 +199,17 @@ class _CellBuilder:
         if row is None:
             return CellSpec(cell, printed, missing="" if cell.source == "quoted" else self.reason(cell))
         runs, changed = self.runs(row, cell.column)
-        return CellSpec(cell, printed, runs, row.metric.format(column=cell.column), changed)
+        metric = row.metric.format(column=self.metric(row, cell.column), last=cell.column.rpartition("/")[2])
+        requires = self.entry.requires if row.requires is None else row.requires
+        return CellSpec(
+            cell, printed, runs, metric, changed, requires=tuple(requires) if self.profile == "paper" else ()
+        )
+
+    def metric(self, row: RowEntry, column: str) -> str:
+        """Return what stands for a column's name in a metric."""
+        of_columns = [(c.column, c.metric) for c in self.entry.columns if c.metric]
+        said = [metric for glob, metric in (*row.metrics.items(), *of_columns) if matches(column, [glob])]
+        return said[0].format(last=column.rpartition("/")[2]) if said else column
 
     def runs(self, row: RowEntry, column: str) -> tuple[tuple[Run, ...], tuple[Deviation, ...]]:
         """Return the runs of a row under a column, and how their config deviates from the paper's."""

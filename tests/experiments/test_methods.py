@@ -15,7 +15,9 @@ CONFIG = {
 
 
 def test_an_unknown_stage_is_an_error_that_lists_all() -> None:
-    with pytest.raises(ExperimentError, match=r"unknown method 'reldn\.train'; there is: frequency, .*reldn\.training"):
+    with pytest.raises(
+        ExperimentError, match=r"unknown method 'reldn\.train'; there is: detections, .*reldn\.training"
+    ):
         stage("reldn.train")
 
 

@@ -96,7 +96,7 @@ def test_seeds_of_the_paper_profile_and_of_the_others() -> None:
 def test_generated_worlds_stand_in_for_all_data_and_nothing_but_size_changes(profile: str) -> None:
     """`demo` and `smoke` may replace data, widths, image size and schedule, never heads, losses, sampling, protocol."""
     allowed = re.compile(
-        r"data\.world\..*|trainer\..*|(model|selector)\.(.*_dim|mask_size|mask_channels)|selector\.max_epochs"
+        r"data\.world\..*|trainer\..*|backbone\..*|detector\..*|(model|selector)\.(.*_dim|mask_size|mask_channels)|selector\.max_epochs"
     )
     for spec in with_runs(profile):
         assert all(run.config["data"]["world"]["seed"] >= 0 for run in in_order(spec.runs))

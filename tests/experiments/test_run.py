@@ -19,13 +19,16 @@ from experiments.methods import STAGES
 from experiments.run import AtomicCheckpointIO, execute
 from experiments.runs import Run, in_order, to_json
 from experiments.store import CHECKPOINT, RECORD, RECORD_KEYS, read_record
-from tests.experiments.workspace import Workspace, file_size_limit, leave, smoke_run, with_runs
+from tests.experiments.workspace import PIXELS, Workspace, file_size_limit, leave, smoke_run, with_runs
 
 EVERY_STEP = {"trainer.max_epochs": 2, "trainer.limit_train_batches": 3, "trainer.checkpoint_seconds": 0.0}
 TRAININGS = [
     pytest.param(("vrd_tensor", "1", "vrd_tensor.triplet", {"model.dropout": 0.5}), id="triplet"),
     pytest.param(("vrd_tensor", "1", "vrd_tensor.selector", {}), id="selector"),
     pytest.param(("reldn", "8", "reldn.training", {}), id="reldn"),
+    pytest.param(("reldn", "8", "detector", PIXELS | {"detector.max_epochs": 2}), id="detector"),
+    pytest.param(("reldn", "8", "reldn.training", PIXELS), id="reldn from pixels"),
+    pytest.param(("vrd_tensor", "1", "vrd_tensor.triplet", PIXELS | {"model.labels": False}), id="triplet from pixels"),
 ]
 
 

@@ -206,7 +206,7 @@ def test_a_figure_has_its_series_as_cells(load: Load) -> None:
         ({"rows": [{"row": "A", "group": "g"}]}, "unknown group .*'g'; there is: G, H"),
         (
             {"rows": [{"row": "A", "set": {"method": "relnd"}}]},
-            "unknown method of reldn: 'relnd'; there is: frequency,",
+            "unknown method of reldn: 'relnd'; there is: detections, detector, frequency,",
         ),
         ({"rows": [{"row": "A", "set": {"method": "vrd_tensor"}}]}, "unknown method of reldn: 'vrd_tensor'"),
         ({"rows": [{"row": "A"}, {"row": "A", "group": "G"}]}, "two entries for the row 'A', column 'k1/R@50'"),
@@ -214,7 +214,10 @@ def test_a_figure_has_its_series_as_cells(load: Load) -> None:
             {"rows": [{"row": "A"}], "columns": [{"column": "R@50"}]},
             "unknown column under `columns` .*'R@50'; there is: k1",
         ),
-        ({"rows": [{"row": "A"}], "columns": [{"column": "*", "set": {"x": 1}}]}, "'x'; there is: data, evaluation"),
+        (
+            {"rows": [{"row": "A"}], "columns": [{"column": "*", "set": {"x": 1}}]},
+            "'x'; there is: backbone, data, detector, evaluation",
+        ),
         (
             {"missing_rows": [{"row": "D*", "reason": "r"}]},
             "unknown row under `missing_rows` .*'D[*]'; there is: A, B, C",

@@ -24,6 +24,13 @@ from experiments.store import CHECKPOINT, RECORD, Record, Store
 REGISTRY = Registry()
 TABLES = [(paper, kind, name) for paper in REGISTRY.papers for kind, name in REGISTRY.tables(paper)]
 
+PIXELS = {  # what makes the smoke profile's models see the generated images and our own detector's boxes
+    "model.visual": True,
+    "data.image_size": "images",
+    "data.proposals": "faster_rcnn_imagenet",
+    "data.train_boxes": "proposals",
+}
+
 
 @functools.cache
 def load(paper: str, kind: str, name: str, profile: str = "paper") -> TableSpec:
