@@ -52,6 +52,9 @@ check-data: $(STAMP)  ## say for each data set: complete, or what is missing and
 bench: $(STAMP)  ## measure speed and memory as ratios against reference implementations
 	$(PY) -m scripts.bench
 
+gallery: $(STAMP)  ## draw contact sheets of all generated worlds into generated/gallery (REAL=1: of the data sets under DATA_ROOT)
+	$(PY) -m scripts.gallery $(if $(REAL),--data-root "$(DATA_ROOT)")
+
 kill-test: $(STAMP)  ## kill `make table-reldn-8` ten times at random and compare with an undisturbed run
 	$(PY) -m scripts.kill_test
 
@@ -66,4 +69,4 @@ test: $(STAMP)  ## the fast tests: no GPU, no network, no real data
 test-all: $(STAMP)  ## all tests; those on real data where DATA_ROOT has it
 	$(PY) -m pytest
 
-.PHONY: help venv demo tables status check-data bench kill-test lint test test-all
+.PHONY: help venv demo tables status check-data bench gallery kill-test lint test test-all

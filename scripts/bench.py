@@ -21,6 +21,8 @@ from rich.table import Table
 
 from experiments.store import write_atomically
 from scripts.bench_cp import CPSize, measure_contrastive, measure_cp
+from scripts.bench_data import CASES, measure_loaders, measure_resident
+from scripts.bench_lml import GRAPH, PROJECTIONS, QUICK, SVMS, measure_lml, measure_lml_memory, measure_smooth_svm
 from scripts.bench_measure import Measurement
 from scripts.bench_vrd import generated_test_set, measure_evaluation, real_test_set
 
@@ -42,6 +44,11 @@ def items(quick: bool) -> list[Item]:
         ("CP likelihood", lambda: measure_cp(size, repeats)),
         ("contrastive losses", lambda: measure_contrastive(24 if quick else 512, repeats)),
         ("VRD evaluation", evaluation),
+        ("LML projection", lambda: measure_lml((QUICK,) if quick else PROJECTIONS, repeats)),
+        ("LML memory", lambda: [measure_lml_memory(QUICK if quick else GRAPH)]),
+        ("smooth top-k SVM", lambda: measure_smooth_svm((QUICK,) if quick else SVMS, min(repeats, 3))),
+        ("loaders", lambda: measure_loaders(CASES[-3:] if quick else CASES, quick, 2 if quick else 5)),
+        ("resident CIFAR", lambda: measure_resident(quick, 2 if quick else 7)),
     ]
 
 
@@ -89,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         measurements = [replace(m, mark=None, limit=None) for m in measurements]
     Console(width=None if sys.stdout.isatty() else 200).print(table(measurements))
     print("Medians of processor time in one thread; memory is the peak of what the call's tensors hold at one time.")
+    print(
+        "Loaders: time on the clock, ours and the reference in turns, of which the one with the median ratio is shown."
+    )
     if arguments.json:
         write_atomically(arguments.json, as_json(measurements))
     return 1 if any(m.reached is False for m in measurements) else 0
