@@ -29,6 +29,7 @@ from data_modules.reldn_files import (
     with_all_boxes,
 )
 from data_modules.scene_graph import Detections, RelationBatch, SceneGraph
+from data_modules.suppression import suppress
 
 Split = Literal["train", "val", "test"]
 Proposals = Literal["ground_truth", "file"]
@@ -54,6 +55,10 @@ class RelationDataModule(ImageDataModule):
         proposals_index: The annotations in COCO's format whose ids such a list uses, also relative to `root`; None
             takes RelDN's `detections_{train,val}.json` where those are read.
         min_score: Detections with a lower confidence, a fraction, are dropped.
+
+    Attributes:
+        nms: Detections that overlap a more confident one of their category by more than this are dropped too; 1, the
+            default, keeps all. To be set before `setup`.
     """
 
     dataset = ""  # name in provenance
@@ -93,7 +98,7 @@ class RelationDataModule(ImageDataModule):
         self.root, self.flip, self.one_predicate_per_pair = Path(root), flip, one_predicate_per_pair
         self.images, self.image_sides, self.image_cache = images, image_sides, image_cache
         self.proposals, self.proposals_file, self.proposals_index = proposals, proposals_file, proposals_index
-        self.min_score = min_score
+        self.min_score, self.nms = min_score, 1.0
         self._files: dict[str, Path] = {}
         self._proposals_files: dict[str, Path] = {}
         self._annotations: dict[str, DetectionAnnotations] = {}
@@ -199,7 +204,8 @@ class RelationDataModule(ImageDataModule):
         counts["boxes_outside_image"] = sum(_outside(g) for graphs in self._graphs.values() for g in graphs)
         files = [describe_file(name, path) for name, path in (self._files | self._proposals_files).items()]
         record: dict[str, Any] = {"dataset": self.dataset, "official": self.is_official()}
-        return record | {"proposals": self.proposals, "files": files, "counts": counts}
+        suppressed = {"nms": self.nms} if self.nms < 1 else {}
+        return record | suppressed | {"proposals": self.proposals, "files": files, "counts": counts}
 
     def _file(self, name: str) -> Path:
         self._files[name] = self.root / name
@@ -227,7 +233,8 @@ class RelationDataModule(ImageDataModule):
         if split == "train" or self.proposals == "ground_truth":
             return None
         if split not in self._detections:
-            self._detections[split] = self._read_detections(split) if self._split(split) else []
+            found = self._read_detections(split) if self._split(split) else []
+            self._detections[split] = [suppress(each, self.nms) for each in found]
         return self._detections[split]
 
     def _read_detections(self, split: Split) -> list[Detections]:

@@ -114,6 +114,7 @@ def relation_data(run: Run, context: Context, sees: bool | None = None) -> Relat
         **boxes,
         **(_pixels(run.config) if sees else {}),
     )
+    data.nms = settings.get("nms", 1.0)
     data.setup()
     return data
 

@@ -113,7 +113,13 @@ def _free_k_choice(stage_name: str, config: Config) -> dict[str, Need]:
     """Return the run that chooses the free k: the same model without the held-out training images, scored on them."""
     if config["evaluation"]["free_k"] != "cross_validated":
         return {}
-    held_out = {"proposals": "ground_truth", "train_split": "held_in", "eval_split": "held_out", "min_score": 0.0}
+    held_out = {
+        "proposals": "ground_truth",
+        "train_split": "held_in",
+        "eval_split": "held_out",
+        "min_score": 0.0,
+        "nms": 1.0,
+    }
     return {"choice": Need(stage_name, {"data": held_out, "evaluation": {"free_k": "max"}})}
 
 
@@ -193,7 +199,8 @@ STAGES: dict[str, Stage] = {
         builder="experiments.build:precomputed_scoring",
         fits=False,
         sections=("data", "precomputed", "evaluation", "trainer"),
-        ignored=EVALUATION_IGNORES | {"data.proposals", "data.min_score", "evaluation.pairs", "evaluation.free_k"},
+        ignored=EVALUATION_IGNORES
+        | {"data.proposals", "data.min_score", "data.nms", "evaluation.pairs", "evaluation.free_k"},
     ),
 }
 
