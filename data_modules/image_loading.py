@@ -105,6 +105,8 @@ def decode_rgb(path: Path, remedy: str) -> tv_tensors.Image:
         if not path.is_file():
             raise DataError(f"{path}: no such image; {remedy}") from error
         raise DataError(f"{path}: truncated or damaged image ({error}); {remedy}") from error
+    if image.dtype == torch.uint16:  # PNGs may have 16 bits a channel
+        image = (image.to(torch.int32) // 256).to(torch.uint8)
     return tv_tensors.Image(image[0] if image.ndim == 4 else image)
 
 

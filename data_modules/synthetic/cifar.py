@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_modules.synthetic.manifest import write_world
 from data_modules.synthetic.textures import class_names, family_names, family_of, kind_of, render
 
-VERSION = 1  # part of the manifest: raise it when the same parameters give other files
+VERSION = 2  # part of the manifest: raise it when the same parameters give other files
 PER_FAMILY = {10: 2, 100: 5}  # classes that look alike; in CIFAR-100 they make a coarse class
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHAPES = ("disc", "box", "ring", "cross", "wedge", "bar", "lozenge")
-COLOURS = ("amber", "jade", "violet", "coral", "olive", "azure", "rose", "lime", "indigo", "rust", "teal")
+COLOURS = ("red", "orange", "amber", "lime", "green", "jade", "teal", "azure", "blue", "violet", "magenta", "rose")
 TEXTURES = ("banded", "coarse", "fine", "plain", "ribbed", "slanted", "striped", "tilted")
 GOLDEN = 0.618034  # steps of this round the colour circle keep neighbours apart
 _PIXELS_AT_ONCE = 2**21
@@ -28,7 +28,9 @@ def kind_of(num_classes: int, per_family: int = 5) -> NDArray[np.int64]:
 
 def family_names(num_families: int) -> list[str]:
     """Return distinct names of the families, in alphabetical order."""
-    return [f"family_{f:03d}_{COLOURS[f % len(COLOURS)]}_{SHAPES[f % len(SHAPES)]}" for f in range(num_families)]
+    # The colours go the other way round their circle than the angles of `render`.
+    colours = [COLOURS[round(-f * GOLDEN * len(COLOURS)) % len(COLOURS)] for f in range(num_families)]
+    return [f"family_{f:03d}_{colour}_{SHAPES[f % len(SHAPES)]}" for f, colour in enumerate(colours)]
 
 
 def class_names(num_classes: int, per_family: int = 5) -> list[str]:

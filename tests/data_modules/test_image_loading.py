@@ -36,6 +36,14 @@ def test_decoding(tmp_path: Path) -> None:
             read(tmp_path / "gone.jpg", "again")
 
 
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 65535], [1000, 30000, 40000, 65280]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image = decode_rgb(tmp_path / "deep.png", "")
+    assert image.dtype == torch.uint8 and image.shape == (3, 2, 4)
+    assert image[0].tolist() == (values // 256).tolist()
+
+
 def test_pixel_scales() -> None:
     image = torch.tensor([10, 100, 250], dtype=torch.uint8).view(3, 1, 1).expand(3, 2, 4)
     assert scale_pixels(image, "unit")[:, 0, 0].tolist() == pytest.approx([10 / 255, 100 / 255, 250 / 255])
