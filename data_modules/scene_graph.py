@@ -146,6 +146,11 @@ class RelationBatch:
         moved: dict[str, Any] = {k: v.to(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
+    def pin_memory(self) -> RelationBatch:
+        """Return the batch with its tensors in page-locked memory, from which copies to a GPU are fast."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in values.items() if isinstance(v, Tensor)})
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRelationBatch(RelationBatch):
@@ -165,5 +170,7 @@ class ImageRelationBatch(RelationBatch):
         return replace(moved, images=self.images.to(*args, **kwargs))
 
     def pin_memory(self) -> ImageRelationBatch:
-        """Return the batch with its pixels in page-locked memory."""
-        return replace(self, images=self.images.pin_memory())
+        """Return the batch with its tensors and pixels in page-locked memory."""
+        pinned = RelationBatch.pin_memory(self)
+        assert isinstance(pinned, ImageRelationBatch)
+        return replace(pinned, images=self.images.pin_memory())

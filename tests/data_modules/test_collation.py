@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
+import pytest
 import torch
 
 from data_modules.collation import RelationExample, collate
 from data_modules.scene_graph import Detections, SceneGraph
+from tests.lit_modules.batches import make_batch, random_images, with_pixels
 
 
 def example(image: str, boxes: list[list[float]], relations: list[list[int]], width: float = 100) -> RelationExample:
@@ -52,3 +56,15 @@ def test_flipping_mirrors_the_columns_1_to_width_and_undoes_itself() -> None:
     assert np.array_equal(again.boxes.boxes_xyxy, original.boxes.boxes_xyxy)
     assert np.array_equal(again.graph.boxes_xyxy, original.graph.boxes_xyxy)
     assert example("a", [], []).flipped().boxes.boxes_xyxy.shape == (0, 4)
+
+
+def test_every_tensor_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locked memory needs a GPU, so that the call is watched instead."""
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    batch = with_pixels(make_batch(*random_images(0)))
+    copy = batch.pin_memory()
+    tensors = [getattr(batch, f.name) for f in fields(batch)]
+    tensors = [*(t for t in tensors if isinstance(t, torch.Tensor)), batch.images.values]
+    assert len(tensors) == 7 and {id(t) for t in pinned} == {id(t) for t in tensors}
+    assert torch.equal(copy.boxes_xyxy, batch.boxes_xyxy) and len(copy.images) == len(batch.images)
