@@ -8,6 +8,7 @@ PROFILE ?= paper
 WORKERS ?= $(shell nproc)
 SET ?=
 SEEDS ?=
+PAPER ?=
 RUN = $(PY) -m experiments
 OPTIONS = --profile $(PROFILE) --set $(SET) $(if $(SEEDS),--seeds $(SEEDS))
 # table-reldn-8 -> "reldn 8"; slugs hold no hyphen.
@@ -27,6 +28,9 @@ venv: $(STAMP)  ## make the virtual environment .venv from requirements.lock
 
 demo: $(STAMP)  ## one headline table per paper on generated data, one seed
 	$(RUN) demo
+
+claims: $(STAMP)  ## test the papers' claims in generated worlds, five paired seeds (PAPER=reldn SEEDS="0 1 2" WORKERS=2)
+	$(RUN) claims $(if $(PAPER),--paper $(PAPER)) $(if $(SEEDS),--seeds $(SEEDS)) --workers $(WORKERS)
 
 table-%: $(STAMP)  ## make table-<paper>-<n>: train what is missing of one table and write it (SET="key=value" SEEDS="0 1" PROFILE=paper|demo|smoke WORKERS=2)
 	$(RUN) table $(words) $(OPTIONS) --workers $(WORKERS)
@@ -69,4 +73,4 @@ test: $(STAMP)  ## the fast tests: no GPU, no network, no real data
 test-all: $(STAMP)  ## all tests; those on real data where DATA_ROOT has it
 	$(PY) -m pytest
 
-.PHONY: help venv demo tables status check-data bench gallery kill-test lint test test-all
+.PHONY: help venv demo claims tables status check-data bench gallery kill-test lint test test-all

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cells import TableResult
+from experiments.claims import add_claims_command, claims
 from experiments.config import parse_assignments
 from experiments.errors import ExperimentError
 from experiments.launch import launch
 from experiments.machine import Machine
+from experiments.predict import add_commands, figure_graphs, predict
 from experiments.report import write_all, write_table
 from experiments.runs import in_order, load
 from experiments.spec import PROFILES, Registry, TableSpec
@@ -51,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("tables", help="regenerate all tables, figures and the page from the committed records")
     commands.add_parser("status", help="say for each table how many of its runs are done, incomplete or absent")
     commands.add_parser("demo", help="one headline table per paper on generated data, one seed, in this process")
+    add_claims_command(commands)
+    add_commands(commands)
     run = commands.add_parser("run", help="execute one run from its run.json (what worker processes do)")
     run.add_argument("path", type=Path)
     return parser
@@ -72,6 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _status(machine.store)
             case "demo":
                 _demo(machine)
+            case "claims":
+                claims(arguments, machine)
+            case "predict":
+                predict(arguments, machine)
+            case "figure-graphs":
+                figure_graphs(arguments, machine)
             case "run":
                 _run(arguments.path, machine)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

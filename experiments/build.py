@@ -46,14 +46,14 @@ def frequency_scoring(run: Run, context: Context) -> Built:
     probabilities = predicate_probabilities(
         _foreground_counts(data), background if run.config["frequency"]["background"] else None
     )
-    return data, FrequencyPrior(probabilities, **_evaluation(run, context, data))
+    return data, FrequencyPrior(probabilities, **evaluation(run, context, data))
 
 
 def precomputed_scoring(run: Run, context: Context) -> Built:
     """Build the scoring of released triplets."""
     data = relation_data(run, context)
     predictions = read_lu_predictions(data.root / run.config["precomputed"]["file"], len(data.test_graphs))
-    return data, PrecomputedTriplets(predictions, **_evaluation(run, context, data))
+    return data, PrecomputedTriplets(predictions, **evaluation(run, context, data))
 
 
 def triplet_training(run: Run, context: Context) -> Built:
@@ -101,7 +101,7 @@ def triplet_scoring(run: Run, context: Context) -> Built:
         log_prior,
         settings["renormalise_prior"],
         settings["labels_from"],
-        **_evaluation(run, context, data),
+        **evaluation(run, context, data),
     )
 
 
@@ -137,10 +137,15 @@ def reldn_scoring(run: Run, context: Context) -> Built:
     if "network" in run.needs:
         network.load_state_dict(weights(context, "network", "network."))
     normalisation = run.config["model"]["test_box_normalisation"]
-    return data, RelDNScoring(network, normalisation, **_evaluation(run, context, data))
+    return data, RelDNScoring(network, normalisation, **evaluation(run, context, data))
 
 
-def _evaluation(run: Run, context: Context, data: RelationDataModule) -> Config:
+def evaluation(run: Run, context: Context, data: RelationDataModule) -> Config:
+    """Return the arguments of `RelationScorer`.
+
+    Raises:
+        ExperimentError: Settings contradict each other.
+    """
     settings = run.config["evaluation"]
     if settings.get("pairs") == "gt_relations" and data.proposals != "ground_truth":
         raise ExperimentError("evaluation.pairs=gt_relations needs annotated boxes: set data.proposals=ground_truth")

@@ -20,7 +20,7 @@ from experiments.config import Config
 from experiments.errors import ExperimentError
 from experiments.run import Context
 from experiments.runs import Run
-from lit_modules.detector import Detector, build_detector
+from lit_modules.detector import Detector
 from lit_modules.layers.faster_rcnn import FasterRCNN
 from lit_modules.layers.proposals import PRESETS
 
@@ -43,9 +43,14 @@ def detections(run: Run, context: Context) -> tuple[RelationDataModule, pl.Light
 
 def trained_detector(run: Run, context: Context, data: RelationDataModule, need: str = "detector") -> FasterRCNN:
     """Return the detector that a run needs, with its trained weights."""
-    network = build_detector(data.num_objects, **_architecture(run.needs[need].config))
-    network.load_state_dict(weights(context, need, "network."))
-    return network
+    return detecting(run.needs[need].config, context, data.num_objects, need).network
+
+
+def detecting(config: Config, context: Context, num_objects: int, need: str = "detector") -> Detector:
+    """Return a module that detects, with the trained weights of a needed run of this config."""
+    module = Detector(num_objects, **_architecture(config), optimizer={})
+    module.network.load_state_dict(weights(context, need, "network."))
+    return module
 
 
 def body_settings(backbone: Config) -> Config:

@@ -7,11 +7,12 @@ that planning stays free of torch. Raise `version` when a fix changes numbers: o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from experiments.config import Config, flatten, merge, nested
 from experiments.errors import unknown
+from experiments.schema import RelDNModelConfig, TripletModelConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ DETECTOR_IGNORES = frozenset({"data.flip", "data.train_boxes", "data.proposals",
 DETECTOR_SCHEDULE = ("max_epochs", "batch_size")
 DETECTOR_OPTIMIZER = ("lr", "momentum", "weight_decay", "bias_lr_factor", "warmup_steps", "drops")
 DETECTOR_MOVED = frozenset(f"detector.{key}" for key in (*DETECTOR_SCHEDULE, *DETECTOR_OPTIMIZER))
+MODEL_KEYS = {f"model.{key.name}" for model in (TripletModelConfig, RelDNModelConfig) for key in fields(model)}
+VTRANSE_IGNORES = frozenset(MODEL_KEYS - {"model.visual"})  # of its own settings it shares only whether it sees pixels
 
 
 def _sees(config: Config) -> bool:
@@ -181,6 +184,26 @@ STAGES: dict[str, Stage] = {
         sections=("data", "frequency", "evaluation", "trainer"),
         ignored=EVALUATION_IGNORES,
         needs=lambda config: {**_boxes(config), **_free_k_choice("frequency", config)},
+    ),
+    "vtranse": Stage(
+        builder="experiments.build_vtranse:vtranse_scoring",
+        fits=False,
+        sections=("data", "model", "vtranse", "evaluation", "trainer"),
+        seen=("backbone",),
+        ignored=EVALUATION_IGNORES | VTRANSE_IGNORES | {"vtranse.lr", "vtranse.weight_decay"},
+        needs=lambda config: {
+            "network": Need("vtranse.training", {}),
+            **_boxes(config),
+            **_free_k_choice("vtranse", config),
+        },
+    ),
+    "vtranse.training": Stage(
+        builder="experiments.build_vtranse:vtranse_training",
+        fits=True,
+        sections=("data", "model", "vtranse", "trainer"),
+        seen=("backbone",),
+        ignored=TRAINING_IGNORES | VTRANSE_IGNORES | {"data.train_boxes", "vtranse.scores"},
+        needs=_initial,
     ),
     "detector": Stage(
         builder="experiments.build_detector:detector_training",

@@ -157,6 +157,16 @@ class PrecomputedConfig:
 
 
 @dataclass
+class VTransEConfig:
+    """The baseline VTransE; both papers quote its numbers and leave its settings to its own."""
+
+    embedding_dim: int = 500
+    lr: float = 1e-5  # of AdamW
+    weight_decay: float = 1e-4
+    scores: str = "sum"  # of the probabilities of subject, predicate and object | product
+
+
+@dataclass
 class TripletModelConfig:
     """CP-decomposed triplet network (Dupty et al. 2020)."""
 
@@ -215,6 +225,7 @@ class VrdTensorConfig:
     scoring: TripletScoringConfig = field(default_factory=TripletScoringConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     precomputed: PrecomputedConfig = field(default_factory=PrecomputedConfig)
+    vtranse: VTransEConfig = field(default_factory=VTransEConfig)
     evaluation: PairEvaluationConfig = field(default_factory=PairEvaluationConfig)
 
 
@@ -269,6 +280,7 @@ class RelDNConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     precomputed: PrecomputedConfig = field(default_factory=PrecomputedConfig)
+    vtranse: VTransEConfig = field(default_factory=VTransEConfig)
     evaluation: PairEvaluationConfig = field(default_factory=PairEvaluationConfig)
 
 

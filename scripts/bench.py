@@ -24,6 +24,9 @@ from scripts.bench_cp import CPSize, measure_contrastive, measure_cp
 from scripts.bench_data import CASES, measure_loaders, measure_resident
 from scripts.bench_lml import GRAPH, PROJECTIONS, QUICK, SVMS, measure_lml, measure_lml_memory, measure_smooth_svm
 from scripts.bench_measure import Measurement
+from scripts.bench_relations import measure_evaluators
+from scripts.bench_step import NARROW, PAPER, measure_step
+from scripts.bench_step import QUICK as QUICK_STEP
 from scripts.bench_vrd import generated_test_set, measure_evaluation, real_test_set
 
 Item = tuple[str, Callable[[], list[Measurement]]]
@@ -44,12 +47,21 @@ def items(quick: bool) -> list[Item]:
         ("CP likelihood", lambda: measure_cp(size, repeats)),
         ("contrastive losses", lambda: measure_contrastive(24 if quick else 512, repeats)),
         ("VRD evaluation", evaluation),
+        ("VG and Open Images evaluation", lambda: measure_evaluators(*((4, 2, 2) if quick else (1000, 50, 3)))),
+        ("RelDN training step", lambda: training_step(quick)),
         ("LML projection", lambda: measure_lml((QUICK,) if quick else PROJECTIONS, repeats)),
         ("LML memory", lambda: [measure_lml_memory(QUICK if quick else GRAPH)]),
         ("smooth top-k SVM", lambda: measure_smooth_svm((QUICK,) if quick else SVMS, min(repeats, 3))),
         ("loaders", lambda: measure_loaders(CASES[-3:] if quick else CASES, quick, 2 if quick else 5)),
         ("resident CIFAR", lambda: measure_resident(quick, 2 if quick else 7)),
     ]
+
+
+def training_step(quick: bool) -> list[Measurement]:
+    """Measure at the paper's size on a GPU, and in an eighth of its width where there is none."""
+    has_gpu = torch.cuda.is_available()
+    size = QUICK_STEP if quick else PAPER if has_gpu else NARROW
+    return measure_step((size,), 1 if quick else 5, torch.device("cuda" if has_gpu and not quick else "cpu"))
 
 
 def table(measurements: Sequence[Measurement]) -> Table:

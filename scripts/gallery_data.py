@@ -18,7 +18,8 @@ from data_modules.detection import DetectionDataModule
 from data_modules.relation_module import RelationDataModule
 from data_modules.scene_graph import ImageRelationBatch, RelationBatch
 from data_modules.voc_segmentation import VOCSegmentationDataModule
-from scripts.gallery_draw import ALARM, GREY, INK, MAX_ARROWS, Line, Picture, zoomed
+from experiments.drawing import ALARM, GREY, INK
+from scripts.gallery_draw import MAX_ARROWS, Line, Picture, zoomed
 
 LOOKED_AT = 400  # images of a large data set among which the clearest are chosen
 CROWDED = 8  # boxes beyond which those without an arrow are not named

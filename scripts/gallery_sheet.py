@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from scripts.gallery_draw import GREY, INK, PAPER, Line, Picture, draw_picture, font
+from experiments.drawing import GREY, INK, PAPER, font, wrapped
+from scripts.gallery_draw import Line, Picture, draw_picture
 
 MARGIN, GAP = 28, 18
 
@@ -108,15 +109,3 @@ def _cell(picture: Picture, drawn: Image.Image, height: int, width: int, text_si
         place = width // 2, height + 4 + step * number
         draw.text(place, text, fill=colour, font=font(text_size, bold), anchor="ma")
     return cell
-
-
-def wrapped(text: str, width: int, text_size: int, bold: bool = False) -> list[str]:
-    """Return the text in lines that are no wider than so many pixels, broken between words."""
-    lines: list[str] = []
-    for word in text.split():
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font(text_size, bold).getlength(joined) <= width:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    return lines

@@ -184,6 +184,8 @@ class OpenImagesScore(Metric):
         scores, labels, is_true = (
             v.cpu().numpy() if isinstance(v, Tensor) else e for v, e in zip(joined, empty, strict=True)
         )
+        order = np.argsort(np.negative(scores), kind="stable")  # once, as sorting again what is in order takes no time
+        scores, labels, is_true = scores[order], labels[order], is_true[order]
         positives = self.positives.cpu().numpy()
         recall = float(self.recalled) / max(int(positives.sum()), 1)
         found: dict[str, float] = {f"R@{self.settings['top']}": recall}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,8 @@ class TripletRows(NamedTuple):
 def check_record(prediction: PairPredictions, image: str) -> None:
     """Raise ValueError, naming the image, where a record breaks the contract of `PairPredictions`."""
     scores = prediction.scores
-    shapes = tuple(getattr(prediction, f.name).shape for f in fields(prediction))
+    boxes = (prediction.subject_boxes_xyxy.shape, prediction.object_boxes_xyxy.shape)
+    shapes = (*boxes, prediction.triplets.shape, scores.shape)
     pairs, slots = scores.shape if scores.ndim == 2 else (-1, -1)
     if shapes != ((pairs, 4), (pairs, 4), (pairs, slots, 3), (pairs, slots)):
         raise ValueError(f"{image}: expected shapes [P, 4], [P, 4], [P, K, 3] and [P, K], got {shapes}")
@@ -81,18 +81,21 @@ def ranked_rows(
     )
     records = [*predictions, empty]  # so that nothing below is special about no images at all
     flats, ranks = zip(*(shortlist(p.scores, ks, top) for p in records), strict=True)
-    lengths = [len(flat) for flat in flats]
-    image = np.repeat(np.arange(len(records)), lengths)
-    pair = np.concatenate(flats) // np.repeat([max(p.scores.shape[1], 1) for p in records], lengths)
-    pair += np.cumsum([0, *(len(p.scores) for p in records)])[image]
-    triplets = np.concatenate([p.triplets.reshape(-1, 3)[flat] for p, flat in zip(records, flats, strict=True)])
-    subject, obj = (np.concatenate([getattr(p, f"{end}_boxes_xyxy") for p in records]) for end in ("subject", "object"))
-    rows = TripletRows(image, triplets, subject[pair], obj[pair])
+    image = np.repeat(np.arange(len(records)), [len(flat) for flat in flats])
+    pairs = [flat // max(p.scores.shape[1], 1) for p, flat in zip(records, flats, strict=True)]
+    subject = _taken([p.subject_boxes_xyxy for p in records], pairs)
+    obj = _taken([p.object_boxes_xyxy for p in records], pairs)
+    triplets = _taken([p.triplets.reshape(-1, 3) for p in records], flats)
+    rows = TripletRows(image, triplets, subject, obj)
     for fault, bad in (
         ("non-finite boxes", ~np.isfinite(rows.subject_xyxy + rows.object_xyxy).all(1)),
         ("negative labels", (rows.triplets < 0).any(1)),
     ):
         if bad.any():
             raise ValueError(f"{graphs[rows.image[bad.argmax()]].image}: predictions have {fault}")
-    scores = np.concatenate([p.scores.ravel()[flat] for p, flat in zip(records, flats, strict=True)])
-    return rows, np.concatenate(ranks, axis=1), scores
+    return rows, np.concatenate(ranks, axis=1), _taken([p.scores.reshape(-1) for p in records], flats)
+
+
+def _taken(parts: Sequence[NDArray[Any]], rows: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
+    """Join some rows of each part; an image has far more pairs than are ranked, so that they are not joined first."""
+    return np.concatenate([part.take(at, axis=0) for part, at in zip(parts, rows, strict=True)])

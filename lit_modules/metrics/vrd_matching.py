@@ -34,6 +34,8 @@ def shortlist(scores: NDArray[np.float64], ks: Sequence[int], top: int) -> tuple
         return np.empty(0, np.int64), np.empty((len(ks), 0), np.int64)
     widths = [min(k, slots) for k in ks]
     width = max(widths)
+    if len(ks) == 1:
+        return _shortlist_of_one(scores, width, top)
     # A pool no larger than `top` is wanted whole; of the others, only what reaches the top-th best of some part of the
     # smallest. A few times `top` slots, the first of every pair, bound that well and are quick to search.
     whole = max((w for w in widths if w * pairs <= top), default=0)
@@ -51,6 +53,21 @@ def shortlist(scores: NDArray[np.float64], ks: Sequence[int], top: int) -> tuple
     ranks = np.where(kept, np.cumsum(kept, axis=1) - 1, UNMATCHED)
     used = ranks.min(0) < top
     return (pair * slots + slot)[used], ranks[:, used]
+
+
+def _shortlist_of_one(scores: NDArray[np.float64], width: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank the triplets of one image for one k, in half the time that the general case takes."""
+    pool = scores[:, :width].ravel()
+    least = np.finfo(np.float64).min
+    if pool.size > top:
+        # As below: what reaches the top-th best of the first slots of every pair.
+        part = scores[:, : min(-(-4 * top // len(scores)), width)].ravel()
+        least = max(np.partition(part, part.size - top)[part.size - top], least)
+    flat = np.flatnonzero(pool >= least)
+    flat = flat[(-pool[flat]).argsort(kind="stable")[:top]]
+    if width < scores.shape[1]:
+        flat = flat // width * scores.shape[1] + flat % width
+    return flat, np.arange(len(flat))[None]
 
 
 def rank_triplets(prediction: PairPredictions, k: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -20,10 +20,11 @@ from data_modules.vg150 import VG150DataModule
 from data_modules.voc_detection import VOCDetectionDataModule
 from data_modules.voc_segmentation import VOCSegmentationDataModule
 from data_modules.vrd import VRDDataModule
+from experiments.drawing import COLOURS, INK, PAPER, font, wrapped
 from scripts import gallery
 from scripts.gallery_data import detection_pictures, relation_pictures, segmentation_pictures
-from scripts.gallery_draw import COLOURS, INK, PAPER, Picture, draw_picture, font, zoomed
-from scripts.gallery_sheet import Sheet, draw_sheet, wrapped
+from scripts.gallery_draw import Picture, draw_picture, zoomed
+from scripts.gallery_sheet import Sheet, draw_sheet
 
 NAMES = [entry.name for entry in gallery.ENTRIES]
 GROUND = (120, 120, 120)
