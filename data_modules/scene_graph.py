@@ -149,7 +149,8 @@ class RelationBatch:
     def pin_memory(self) -> RelationBatch:
         """Return the batch with its tensors in page-locked memory, from which copies to a GPU are fast."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in values.items() if isinstance(v, Tensor)})
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **pinned)
 
 
 @dataclass(frozen=True, slots=True)
