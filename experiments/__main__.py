@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments.cells import TableResult
 from experiments.claims import add_claims_command, claims
-from experiments.config import parse_assignments
+from experiments.config import Config, parse_assignments
 from experiments.errors import ExperimentError
 from experiments.launch import launch
 from experiments.machine import Machine
@@ -136,23 +136,30 @@ def _plan(spec: TableSpec, store: Store) -> None:
     if not runs:
         print(f"{spec.paper} {spec.stem}: no cell has a run yet")
     for run in runs:
-        cost = f"{hours[run.stage_name]:.3f} h" if run.stage_name in hours else "unknown, none was measured yet"
+        kind = _kind(run.stage_name, run.config)
+        cost = f"{hours[kind]:.3f} h" if kind in hours else "unknown, none was measured yet"
         print(f"{run.name}  {store.state(run):<10}  {run.stage_name:<20} seed {run.seed}  expected {cost}")
     todo = list({r.name: r for run in runs for r in store.missing(run)}.values())
-    known = [hours[run.stage_name] for run in todo if run.stage_name in hours]
+    kinds = [_kind(run.stage_name, run.config) for run in todo]
+    known = [hours[kind] for kind in kinds if kind in hours]
     print(f"{len(runs)} runs, {len(todo)} to do, {sum(known):.3f} h expected for {len(known)} of those")
     missing = Counter((c.published.group, c.published.row, c.missing) for c in spec.cells if c.missing)
     for (group, row, reason), cells in missing.items():
         print(f"no run for {cells} cells of {group} / {row}: {reason}")
 
 
-def _median_hours(store: Store, paper: str) -> dict[str, float]:
-    """Return the median duration of each stage in the committed records, in hours."""
-    seconds: dict[str, list[float]] = {}
+def _kind(stage: str, config: Config) -> tuple[str, str, bool]:
+    """Return what decides how long a run takes, roughly: its stage, its data set, and whether it sees pixels."""
+    return stage, config["data"]["dataset"], bool(config.get("model", {}).get("visual"))
+
+
+def _median_hours(store: Store, paper: str) -> dict[tuple[str, str, bool], float]:
+    """Return the median duration of each kind of run in the committed records, in hours."""
+    seconds: dict[tuple[str, str, bool], list[float]] = {}
     for path in sorted((store.results_dir / "records" / paper).glob("*.json")):
         record = read_record(path)
-        seconds.setdefault(record["stage"], []).append(record["duration_s"])
-    return {stage: statistics.median(values) / 3600 for stage, values in seconds.items()}
+        seconds.setdefault(_kind(record["stage"], record["config"]), []).append(record["duration_s"])
+    return {kind: statistics.median(values) / 3600 for kind, values in seconds.items()}
 
 
 def _tables(store: Store) -> None:
