@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -174,7 +175,7 @@ def collate_detections(items: Sequence[DetectionItem], pixels: Pixels) -> Detect
     )
 
 
-class DetectionDataModule(ImageDataModule):
+class DetectionDataModule(ImageDataModule, ABC):
     """What the detection data sets share; a subclass reads the annotations of a split.
 
     Args:
@@ -229,9 +230,9 @@ class DetectionDataModule(ImageDataModule):
             self._split("test")
 
     @property
+    @abstractmethod
     def class_names(self) -> tuple[str, ...]:
         """Names of the categories; a name's position is its label."""
-        raise NotImplementedError
 
     @property
     def train_examples(self) -> list[DetectionExample]:
@@ -283,5 +284,6 @@ class DetectionDataModule(ImageDataModule):
             self._examples[split] = self._read(split)
         return self._examples[split]
 
+    @abstractmethod
     def _read(self, split: Split) -> list[DetectionExample]:
-        raise NotImplementedError
+        """Read a side's annotations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ Split = Literal["train", "val", "test"]
 Proposals = Literal["ground_truth", "file"]
 
 
-class RelationDataModule(ImageDataModule):
+class RelationDataModule(ImageDataModule, ABC):
     """A LightningDataModule of annotated graphs; a subclass reads names and splits.
 
     Args:
@@ -167,9 +168,9 @@ class RelationDataModule(ImageDataModule):
         """The annotation files read so far, by name."""
         return dict(self._files)
 
+    @abstractmethod
     def is_official(self) -> bool:
         """Tell whether these are the published files and splits, as far as checksums or counts can."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader[RelationBatch]:
         """Shuffled training batches from `start_step` on."""
@@ -311,14 +312,17 @@ class RelationDataModule(ImageDataModule):
         assert len(frames) == len(self._split(split))
         return frames
 
+    @abstractmethod
     def _image_folders(self, split: Split) -> tuple[Path, ...]:
-        raise NotImplementedError
+        """Return the folders that a split's images may lie in, the likeliest first."""
 
+    @abstractmethod
     def _read_names(self) -> tuple[list[str], list[str]]:
-        raise NotImplementedError
+        """Read the names of the object categories and of the predicates."""
 
+    @abstractmethod
     def _read(self, split: Split) -> list[SceneGraph]:
-        raise NotImplementedError
+        """Read a split's graphs."""
 
 
 def _outside(graph: SceneGraph) -> int:

@@ -268,9 +268,13 @@ class VRDDataModule(RelationDataModule):
             return self.root / f"{_RELDN_SIDES[side]}_images"
         return self.root / "sg_dataset" / f"sg_{side}_images"
 
+    def _image_folders(self, split: Split) -> tuple[Path, ...]:
+        return (self._folder(self._side_of(split)),)
+
     def _reader(self, split: Split) -> ImageReader:
         names = None
         if self.annotations == "reldn_json":
             names = {annotated: file for file, annotated in self._index_names(split).items()}
-        folders = (self._folder(self._side_of(split)),)
-        return VRDImageReader(folders, self.images, self.image_sides, None, self.remedy, file_names=names)
+        return VRDImageReader(
+            self._image_folders(split), self.images, self.image_sides, None, self.remedy, file_names=names
+        )

@@ -38,7 +38,8 @@ def detections(run: Run, context: Context) -> tuple[RelationDataModule, pl.Light
     data = relation_data(run, context, sees=True)
     module = _detector(run, context, data)
     module.network.load_state_dict(weights(context, "detector", "network."))
-    return data, module, partial(_write, context.folder / DETECTIONS, data, module)
+    limited = run.config["trainer"]["limit_test_batches"] >= 0
+    return data, module, partial(_write, context.folder / DETECTIONS, data, module, limited)
 
 
 def trained_detector(run: Run, context: Context, data: RelationDataModule, need: str = "detector") -> FasterRCNN:
@@ -105,9 +106,11 @@ def _architecture(config: Config) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, data: RelationDataModule, module: Detector) -> None:
+def _write(path: Path, data: RelationDataModule, module: Detector, limited: bool) -> None:
     graphs = data.test_graphs
     sizes = [graph.size_wh for graph in graphs]
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0))
-    found = [module.detected.get(graph.image, nothing) for graph in graphs]
+    # A limit leaves images out. Without one every image has a record, and a lacking one is an error.
+    detected = {graph.image: nothing for graph in graphs if limited} | module.detected
+    found = [detected[graph.image] for graph in graphs]
     write_detections(path, data.object_names, [g.image for g in graphs], [s for s in sizes if s], found)

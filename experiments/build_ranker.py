@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +15,8 @@ from experiments.config import Config, merge
 from experiments.errors import ExperimentError
 from experiments.graph_picture import Graph, Triplet
 from experiments.machine import Machine
-from experiments.run import Context
+from experiments.run import Context, build
 from experiments.runs import Run
-from experiments.store import CHECKPOINT
 from lit_modules.metrics.vrd_matching import IOU_THRESHOLD, join_triplets, match_overlap, rank_triplets
 from lit_modules.relation_scorer import RelationScorer, classified
 
@@ -34,8 +32,7 @@ class Ranker:
 
     def __init__(self, run: Run, machine: Machine, per_pair: int = 0):
         torch.set_num_threads(run.config["trainer"]["threads"])
-        module_name, _, function = run.stage.builder.partition(":")
-        built = getattr(importlib.import_module(module_name), function)(run, context_of(run, machine))
+        built = build(run, context_of(run, machine))
         self.data: RelationDataModule = built[0]
         self.device = device_of(run)
         self.module: RelationScorer = built[1].to(self.device).eval()
@@ -100,13 +97,7 @@ def context_of(run: Run, machine: Machine) -> Context:
         if not store.usable(need):
             lacking = f"{need.stage_name} {need.name}, which it needs, is not done on this machine"
             raise ExperimentError(f"run {run.name} of {run.paper}: {lacking}: give its table's command again")
-    return Context(
-        machine,
-        store.folder(run),
-        {key: store.folder(need) for key, need in run.needs.items()},
-        {key: store.folder(need) / CHECKPOINT for key, need in run.needs.items() if need.stage.fits},
-        {key: store.record(need) or {} for key, need in run.needs.items()},
-    )
+    return Context.of(run, machine)
 
 
 def device_of(run: Run) -> str:

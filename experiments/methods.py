@@ -82,12 +82,13 @@ def _sees(config: Config) -> bool:
 
 
 def _detector(config: Config) -> Need:
-    """Return the training of the detector, whose schedule stands in a section of its own."""
+    """Return the training of the detector on the whole data set, whose schedule stands in a section of its own."""
     settings = config["detector"]
     optimizer = {key: settings[key] for key in DETECTOR_OPTIMIZER}
     optimizer |= {"name": "sgd", "bias_weight_decay": False, "warmup_factor": 0.333333, "backbone_lr_factor": 1.0}
     trainer = {key: settings[key] for key in DETECTOR_SCHEDULE} | {"gradient_clip_norm": 0.0}
-    return Need("detector", {"optimizer": optimizer, "trainer": trainer, "data": {"eval_split": "test"}})
+    data = {"eval_split": "test"} | ({"subset": "full"} if "subset" in config["data"] else {})
+    return Need("detector", {"optimizer": optimizer, "trainer": trainer, "data": data})
 
 
 def _boxes(config: Config) -> dict[str, Need]:

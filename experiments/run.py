@@ -51,6 +51,18 @@ class Context:
     checkpoints: dict[str, Path]
     records: dict[str, Record]
 
+    @classmethod
+    def of(cls, run: Run, machine: Machine) -> Context:
+        """Return what the builder of a run gets on this machine; all that the run needs is done."""
+        store, needs = machine.store, run.needs.items()
+        return cls(
+            machine,
+            store.folder(run),
+            {key: store.folder(need) for key, need in needs},
+            {key: store.folder(need) / CHECKPOINT for key, need in needs if need.stage.fits},
+            {key: store.record(need) or {} for key, need in needs},
+        )
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under another name and renames it, so that a kill never leaves half of one.
@@ -83,14 +95,7 @@ def execute(run: Run, machine: Machine) -> None:
             raise ExperimentError(
                 f"run {run.name} needs {', '.join(lacking)}: give the table's command, which does both"
             )
-        context = Context(
-            machine,
-            store.folder(run),
-            {key: store.folder(need) for key, need in run.needs.items()},
-            {key: store.folder(need) / CHECKPOINT for key, need in run.needs.items() if need.stage.fits},
-            {key: store.record(need) or {} for key, need in run.needs.items()},
-        )
-        store.write_record(run, _train_or_test(run, store.folder(run), context))
+        store.write_record(run, _train_or_test(run, store.folder(run), Context.of(run, machine)))
 
 
 def _train_or_test(run: Run, folder: Path, context: Context) -> Record:
@@ -99,9 +104,7 @@ def _train_or_test(run: Run, folder: Path, context: Context) -> Record:
     pl.seed_everything(run.seed, verbose=False)
     _quiet()
     started = time.monotonic()
-    module_name, _, function = run.stage.builder.partition(":")
-    # Of an evaluation that leaves a file, the builder returns a third thing, which writes it.
-    datamodule, module, *finish = getattr(importlib.import_module(module_name), function)(run, context)
+    datamodule, module, *finish = build(run, context)
     history = History()
     trainer = _trainer(run, folder, settings, history)
     checkpoint = folder / CHECKPOINT
@@ -134,6 +137,16 @@ def _train_or_test(run: Run, folder: Path, context: Context) -> Record:
         "versions": _versions(),
         "commit": _commit(),
     }
+
+
+def build(run: Run, context: Context) -> tuple[Any, ...]:
+    """Return a run's LightningDataModule and LightningModule.
+
+    An evaluation that leaves a file beside its record has a third: a function that writes it after the test.
+    """
+    module_name, _, function = run.stage.builder.partition(":")
+    built: tuple[Any, ...] = getattr(importlib.import_module(module_name), function)(run, context)
+    return built
 
 
 def _trainer(run: Run, folder: Path, settings: Config, history: History) -> pl.Trainer:

@@ -29,8 +29,7 @@ class LMLSize:
         return f"({self.rows}, {self.labels}, k={self.k})"
 
 
-# Without a mark: 15x and 20x are wanted; on an idle processor about 9x and 13x are reached so far.
-PROJECTIONS = (LMLSize(256, 1000, 5), LMLSize(256, 10_000, 50))
+PROJECTIONS = (LMLSize(256, 1000, 5, 15), LMLSize(256, 10_000, 50, 20))
 GRAPH = LMLSize(1, 495_000, 20)  # an image with 100 boxes: 9,900 pairs times 50 predicates
 SVMS = (LMLSize(256, 1000, 5, 1), LMLSize(256, 1000, 50, 1))
 QUICK = LMLSize(4, 60, 3)
